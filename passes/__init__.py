@@ -1,0 +1,44 @@
+"""The middle of the compiler: capture a denoiser, plan, schedule, rewrite.
+
+>>> program = capture(module, kwargs, cfg="cond-first")
+>>> plan = Plan.uniform(program, steps=20, method="ast")
+>>> session = TorchSession(schedule(program, plan))
+"""
+
+from .arithmetic import ScheduleCost, schedule_cost
+from .attention import window_attention
+from .capturing import capture
+from .costs import SiteCost, attention_core, multiply_adds, site_cost
+from .plan import Method, Plan
+from .program import Identity, Input, Program, Site, Slot
+from .recording import Recording, record
+from .rewrite import rewrite
+from .scheduling import Bucket, Schedule, schedule
+from .session import TorchSession
+from .window import Window
+
+__all__ = [
+    "Bucket",
+    "Identity",
+    "Input",
+    "Method",
+    "Plan",
+    "Program",
+    "Recording",
+    "Schedule",
+    "ScheduleCost",
+    "Site",
+    "SiteCost",
+    "Slot",
+    "TorchSession",
+    "Window",
+    "attention_core",
+    "capture",
+    "multiply_adds",
+    "record",
+    "rewrite",
+    "schedule",
+    "schedule_cost",
+    "site_cost",
+    "window_attention",
+]

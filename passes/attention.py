@@ -1,0 +1,89 @@
+"""The operator `ditc::window_attention`: attention in which a query sees a window of keys."""
+
+import torch
+
+from .window import Window
+
+__all__ = ["WINDOW_ATTENTION", "window_attention"]
+
+ROWS = 128
+"""Queries that are computed at once; bounds the memory for scores."""
+
+
+@torch.library.custom_op("ditc::window_attention", mutates_args=())
+def _window_attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    radius: int,
+    block: int,
+    scale: float,
+) -> torch.Tensor:
+    window = Window(radius, block)
+    tokens = query.shape[-2]
+    rows = max(1, ROWS // block) * block
+    parts = []
+    for start in range(0, tokens, rows):
+        stop = min(start + rows, tokens)
+        first, last = window.keys_of(start, stop, tokens)
+        parts.append(
+            torch.nn.functional.scaled_dot_product_attention(
+                query[..., start:stop, :],
+                key[..., first:last, :],
+                value[..., first:last, :],
+                attn_mask=_visible(window, start, stop, first, last, query.device),
+                scale=scale,
+            )
+        )
+    return torch.cat(parts, dim=-2)
+
+
+@_window_attention.register_fake
+def _(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    radius: int,
+    block: int,
+    scale: float,
+) -> torch.Tensor:
+    del key, radius, block, scale
+    return query.new_empty((*query.shape[:-1], value.shape[-1]))
+
+
+WINDOW_ATTENTION = torch.ops.ditc.window_attention.default
+"""The operator as it stands in a graph: query, key, value, radius, block, scale."""
+
+
+def _visible(
+    window: Window, start: int, stop: int, first: int, last: int, device: torch.device
+) -> torch.Tensor:
+    queries = torch.arange(start, stop, device=device)[:, None] // window.block
+    keys = torch.arange(first, last, device=device)[None, :] // window.block
+    return (queries - keys).abs() <= window.radius // window.block
+
+
+def window_attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    window: Window,
+    scale: float | None = None,
+) -> torch.Tensor:
+    """Return `softmax(scale · q kᵀ) v` with each query's softmax over its window alone.
+
+    Args:
+        query: `[..., tokens, head_dim]`.
+        key: `[..., tokens, head_dim]`.
+        value: `[..., tokens, value_dim]`.
+        window: which keys a query sees.
+        scale: factor on query · key, `head_dim ** -0.5` if None.
+
+    Returns:
+        `[..., tokens, value_dim]` in the dtype of the query.
+    """
+    factor = query.shape[-1] ** -0.5 if scale is None else scale
+    result: torch.Tensor = WINDOW_ATTENTION(
+        query, key, value, window.radius, window.block, factor
+    )
+    return result

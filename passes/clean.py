@@ -1,0 +1,72 @@
+"""Clean a captured graph: drop what does nothing at inference: dropout, no-op casts, asserts."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import fx
+
+from .base import Pass
+from .operators import CASTS
+
+__all__ = ["CleanInference", "RemoveDeadCode"]
+
+aten = torch.ops.aten
+
+CHECKS = (aten._assert_tensor_metadata.default, aten.sym_constrain_range_for_size.default)
+ALIASES = (aten.detach.default, aten.alias.default, aten.lift_fresh_copy.default)
+
+
+@dataclass(frozen=True)
+class CleanInference(Pass):
+    """Replace nodes whose value is, to the bit, their argument's."""
+
+    name: ClassVar[str] = "clean-inference"
+
+    def rewrite(self, graph: fx.Graph) -> int:
+        """Remove checks and identities; values stay equal to the bit."""
+        changed = 0
+        for node in list(graph.nodes):
+            if node.target in CHECKS:
+                graph.erase_node(node)
+                changed += 1
+            elif _is_identity(node):
+                source = node.args[0]
+                assert isinstance(source, fx.Node)
+                node.replace_all_uses_with(source)
+                graph.erase_node(node)
+                changed += 1
+        return changed
+
+
+@dataclass(frozen=True)
+class RemoveDeadCode(Pass):
+    """Remove every node that no output needs; inputs stay."""
+
+    name: ClassVar[str] = "remove-dead-code"
+
+    def rewrite(self, graph: fx.Graph) -> int:
+        """Remove dead nodes and return how many."""
+        before = len(graph.nodes)
+        graph.eliminate_dead_code(is_impure_node=lambda node: node.op in ("placeholder", "output"))
+        return before - len(graph.nodes)
+
+
+def _is_identity(node: fx.Node) -> bool:
+    if node.op != "call_function" or not node.args or not isinstance(node.args[0], fx.Node):
+        return False
+    before, after = node.args[0].meta.get("val"), node.meta.get("val")
+    if not (isinstance(before, torch.Tensor) and isinstance(after, torch.Tensor)):
+        return False
+    same = before.shape == after.shape and before.dtype == after.dtype
+    return same and before.device == after.device and _does_nothing(node)
+
+
+def _does_nothing(node: fx.Node) -> bool:
+    if node.target in ALIASES or node.target in CASTS:
+        return True
+    if node.target is aten.dropout.default:
+        return node.args[1] == 0 or node.args[2] is False
+    if node.target in (aten.mul.Tensor, aten.div.Tensor):
+        return isinstance(node.args[1], int | float) and node.args[1] == 1
+    return False

@@ -1,0 +1,112 @@
+"""Small functions over FX graphs that passes share."""
+
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import fx
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+
+from ditc.runtime.errors import PassError
+
+from .program import Slot
+
+__all__ = [
+    "SLOT",
+    "add_lookup",
+    "add_outputs",
+    "call",
+    "copy_module",
+    "fake_mode",
+    "find",
+    "flat_outputs",
+    "infer",
+    "shape_of",
+]
+
+SLOT = "ditc.slot"
+"""Key of `Node.meta` under which a lookup keeps its slot."""
+
+
+def copy_module(module: fx.GraphModule) -> fx.GraphModule:
+    """Return a module with a copy of the graph and the very same weights."""
+    graph = fx.Graph()
+    output = graph.graph_copy(module.graph, val_map={}, return_output_node=True)
+    assert isinstance(output, tuple)
+    value, node = output
+    graph.output(value).meta = dict(node.meta)
+    return fx.GraphModule(module, graph)
+
+
+def find(graph: fx.Graph, name: str) -> fx.Node | None:
+    """Return the node of that name, None if it isn't there (any more)."""
+    return next((node for node in graph.nodes if node.name == name), None)
+
+
+def fake_mode(graph: fx.Graph) -> FakeTensorMode:
+    """Return the mode that the graph's fake values live in."""
+    for node in graph.nodes:
+        value = node.meta.get("val")
+        if isinstance(value, FakeTensor):
+            return value.fake_mode
+    raise PassError("graph has no value with a shape: capture it with ditc.passes.capture")
+
+
+def shape_of(node: fx.Node) -> tuple[int, ...]:
+    """Return the shape of a node's tensor.
+
+    Raises:
+        PassError: if the node's value is not one tensor.
+    """
+    value = node.meta.get("val")
+    if not isinstance(value, torch.Tensor):
+        raise PassError(f"node {node.name} has no tensor value")
+    return tuple(value.shape)
+
+
+def infer(nodes: Iterable[fx.Node]) -> None:
+    """Set `meta["val"]` of nodes, given in order, from their arguments' values.
+
+    Raises:
+        PassError: if an operator refuses its arguments.
+    """
+    for node in nodes:
+        if node.op != "call_function" or not callable(node.target):
+            continue
+        args, kwargs = fx.map_arg((node.args, node.kwargs), lambda arg: arg.meta["val"])
+        try:
+            with fake_mode(node.graph):
+                node.meta["val"] = node.target(*args, **kwargs)
+        except (RuntimeError, ValueError, TypeError, IndexError) as error:
+            first = str(error).splitlines()[0]
+            raise PassError(f"node {node.name} ({node.target}): {first}") from error
+
+
+def call(graph: fx.Graph, target: Callable[..., object], *args: object) -> fx.Node:
+    """Add a call at the insert point, its value inferred."""
+    node = graph.call_function(target, args)  # type: ignore[arg-type]
+    infer([node])
+    return node
+
+
+def add_lookup(graph: fx.Graph, slot: Slot) -> fx.Node:
+    """Add a graph input that is bound to a slot, after all other inputs."""
+    placeholders = [node for node in graph.nodes if node.op == "placeholder"]
+    name = "slot_" + "".join(c if c.isalnum() else "_" for c in slot.name)
+    with graph.inserting_after(placeholders[-1]):
+        node = graph.placeholder(name)
+    with fake_mode(graph):
+        node.meta["val"] = torch.empty(slot.shape, dtype=slot.dtype)
+    node.meta[SLOT] = slot
+    return node
+
+
+def flat_outputs(graph: fx.Graph) -> tuple[fx.Node, ...]:
+    """Return the nodes that the graph returns."""
+    (values,) = graph.output_node().args
+    assert isinstance(values, tuple)
+    return tuple(value for value in values if isinstance(value, fx.Node))
+
+
+def add_outputs(graph: fx.Graph, nodes: Iterable[fx.Node]) -> None:
+    """Return more nodes behind those that the graph returns."""
+    graph.output_node().args = ((*flat_outputs(graph), *nodes),)

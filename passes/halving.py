@@ -1,0 +1,160 @@
+"""Halve the batch of a region of a graph: follow the batch axis, fix sizes written into nodes."""
+
+import operator
+from collections.abc import Sequence
+
+import torch
+from torch import fx
+
+from ditc.runtime.errors import PassError
+
+from .attention import WINDOW_ATTENTION
+from .graphs import shape_of
+from .operators import CASTS, LINEAR, MATMUL, SDPA, SOFTMAX, is_pointwise
+
+__all__ = ["BatchAxes"]
+
+aten = torch.ops.aten
+
+SIZED = (aten.view.default, aten.reshape.default, aten._unsafe_view.default)
+KEEPING = (
+    *LINEAR,
+    *SOFTMAX,
+    *CASTS,
+    aten.layer_norm.default,
+    aten.rms_norm.default,
+    aten.contiguous.default,
+    aten.clone.default,
+    aten.flatten.using_ints,
+    SDPA,
+    *MATMUL,
+    aten.baddbmm.default,
+    WINDOW_ATTENTION,
+)
+ON_AXIS = (
+    aten.slice.Tensor,
+    aten.select.int,
+    aten.chunk.default,
+    aten.split.Tensor,
+    aten.split_with_sizes.default,
+    aten.unbind.int,
+    aten.cat.default,
+)
+DROPS_AXIS = (aten.select.int, aten.unbind.int)
+
+
+class BatchAxes:
+    """Where the batch axis lies in the values of a region, node after node.
+
+    A value is split into halves along its batch axis. Merged into a larger first axis the batch
+    is outermost, so that the halves of that axis are still the halves of the batch.
+    """
+
+    def __init__(self, sources: Sequence[fx.Node]) -> None:
+        self.axis: dict[fx.Node, int] = dict.fromkeys(sources, 0)
+
+    def halve(self, node: fx.Node) -> None:
+        """Find the batch axis of a node's value from its arguments' and halve written sizes.
+
+        Raises:
+            PassError: if the operator is one whose treatment of the batch isn't known.
+        """
+        known = [arg for arg in node.all_input_nodes if arg in self.axis]
+        if not known:
+            return
+        axis = self.axis[known[0]]
+        if node.target in SIZED:
+            self.axis[node] = _halve_view(node, axis)
+        elif node.target is aten.expand.default:
+            self.axis[node] = _halve_expand(node, axis)
+        elif node.target in (aten.transpose.int, aten.permute.default):
+            self.axis[node] = _permuted(node, axis)
+        elif node.target in (aten.unsqueeze.default, aten.squeeze.dim):
+            self.axis[node] = _shifted(node, axis)
+        elif node.target in ON_AXIS:
+            self.axis[node] = _along(node, axis)
+        elif node.target is operator.getitem or node.target in KEEPING:
+            self.axis[node] = axis
+        elif is_pointwise(node):
+            self.axis[node] = self._broadcast(node, known)
+        else:
+            raise PassError(
+                f"node {node.name}: it isn't known how {node.target} treats the batch, so the "
+                "site can't share across CFG: use a method without asc there"
+            )
+
+    def _broadcast(self, node: fx.Node, known: list[fx.Node]) -> int:
+        """Axes align from the right; every batched argument has to agree."""
+        rank = len(shape_of(node))
+        axes = {self.axis[arg] + rank - len(shape_of(arg)) for arg in known}
+        if len(axes) != 1:
+            raise PassError(f"node {node.name}: its arguments have the batch on different axes")
+        return axes.pop()
+
+
+def _halve_view(node: fx.Node, axis: int) -> int:
+    if axis != 0:
+        raise PassError(f"node {node.name}: a view while the batch is on axis {axis}")
+    sizes = _sizes(node)
+    if sizes[0] != -1:
+        if sizes[0] % 2:
+            raise PassError(f"node {node.name}: first size {sizes[0]} of a view has no halves")
+        sizes[0] //= 2
+    node.args = (node.args[0], sizes, *node.args[2:])
+    return 0
+
+
+def _halve_expand(node: fx.Node, axis: int) -> int:
+    source = node.args[0]
+    assert isinstance(source, fx.Node)
+    sizes = _sizes(node)
+    moved = axis + len(sizes) - len(shape_of(source))
+    if sizes[moved] != -1:
+        sizes[moved] //= 2
+    node.args = (source, sizes, *node.args[2:])
+    return moved
+
+
+def _permuted(node: fx.Node, axis: int) -> int:
+    rank = len(shape_of(node))
+    if node.target is aten.permute.default:
+        return [size % rank for size in _sizes(node)].index(axis)
+    first, second = (_axis(arg, rank) for arg in node.args[1:3])
+    return {first: second, second: first}.get(axis, axis)
+
+
+def _shifted(node: fx.Node, axis: int) -> int:
+    source = node.args[0]
+    assert isinstance(source, fx.Node)
+    before, after = len(shape_of(source)), len(shape_of(node))
+    at = _axis(node.args[1], max(before, after))
+    if after > before:
+        return axis + (at <= axis)
+    return axis - (after < before and at < axis)
+
+
+def _along(node: fx.Node, axis: int) -> int:
+    """Operators that work along one axis, which has to be another than the batch."""
+    source = node.all_input_nodes[0]
+    rank = len(shape_of(source))
+    position = 1
+    if node.target in (aten.chunk.default, aten.split.Tensor, aten.split_with_sizes.default):
+        position = 2
+    given = node.args[position] if len(node.args) > position else node.kwargs.get("dim", 0)
+    at = _axis(given, rank)
+    if at == axis:
+        raise PassError(f"node {node.name}: {node.target} works along the batch")
+    return axis - (node.target in DROPS_AXIS and at < axis)
+
+
+def _sizes(node: fx.Node) -> list[int]:
+    sizes = node.args[1]
+    assert isinstance(sizes, list | tuple)
+    if not all(isinstance(size, int) for size in sizes):
+        raise PassError(f"node {node.name}: its sizes aren't numbers")
+    return [int(size) for size in sizes]  # type: ignore[call-overload, misc]
+
+
+def _axis(value: object, rank: int) -> int:
+    assert isinstance(value, int)
+    return value % rank

@@ -1,0 +1,70 @@
+"""Keep what later steps read: x → site → y   becomes   x → site → y, slot write of y or O − W."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import fx
+
+from .attention import WINDOW_ATTENTION
+from .base import Pass
+from .graphs import add_outputs, call, find, flat_outputs
+from .program import Site
+from .window import Window
+
+__all__ = ["KeepSlots"]
+
+aten = torch.ops.aten
+
+
+@dataclass(frozen=True)
+class KeepSlots(Pass):
+    """Return, behind the graph's outputs, first kept outputs and then kept residuals.
+
+    The output is kept after the output projection. The residual is `O − W` before it, per head:
+    full attention less attention in the window (PAPER: arXiv 2406.08552, window attention with
+    residual sharing).
+
+    Attributes:
+        outputs: sites whose projected output a later `ast` step reads.
+        residuals: sites whose residual a later `wa-rs` step reads.
+        windows: window of each of the latter.
+    """
+
+    name: ClassVar[str] = "keep-slots"
+    outputs: tuple[Site, ...]
+    residuals: tuple[Site, ...]
+    windows: Mapping[str, Window]
+
+    def rewrite(self, graph: fx.Graph) -> int:
+        """Add slot writes and return of how many sites."""
+        written = {node.name for node in flat_outputs(graph)}
+        changed = 0
+        for site in self.outputs:
+            exits = [find(graph, name) for name in site.exits if name not in written]
+            found = [node for node in exits if node is not None]
+            add_outputs(graph, found)
+            changed += bool(found)
+        for site in self.residuals:
+            changed += self._keep_residual(graph, site, written)
+        return changed
+
+    def _keep_residual(self, graph: fx.Graph, site: Site, written: set[str]) -> int:
+        name = f"{site.attention}_residual"
+        attention = find(graph, site.attention)
+        if attention is None or name in written:
+            return 0
+        with graph.inserting_after(attention):
+            windowed = window_call(graph, site, self.windows[site.name])
+        with graph.inserting_after(windowed):
+            residual = call(graph, aten.sub.Tensor, attention, windowed)
+        residual.name = name
+        add_outputs(graph, [residual])
+        return 1
+
+
+def window_call(graph: fx.Graph, site: Site, window: Window) -> fx.Node:
+    """Add the window attention of a site's query, key and value at the insert point."""
+    inputs = [find(graph, name) for name in (site.query, site.key, site.value)]
+    return call(graph, WINDOW_ATTENTION, *inputs, window.radius, window.block, site.scale)

@@ -1,0 +1,69 @@
+"""Kinds of aten operators, as far as finding and rewriting sites needs them."""
+
+import operator
+
+import torch
+from torch import fx
+
+__all__ = [
+    "CASTS",
+    "LAYOUT",
+    "LINEAR",
+    "MATMUL",
+    "SDPA",
+    "SOFTMAX",
+    "activation_of",
+    "is_pointwise",
+    "weight_of",
+]
+
+aten = torch.ops.aten
+
+SDPA = aten.scaled_dot_product_attention.default
+LINEAR = (aten.linear.default, aten.addmm.default, aten.mm.default)
+MATMUL = (aten.matmul.default, aten.bmm.default)
+SOFTMAX = (aten.softmax.int, aten._softmax.default)
+CASTS = (aten.to.dtype, aten.to.device, aten.to.dtype_layout, aten._to_copy.default)
+LAYOUT = (
+    aten.view.default,
+    aten._unsafe_view.default,
+    aten.reshape.default,
+    aten.flatten.using_ints,
+    aten.unflatten.int,
+    aten.transpose.int,
+    aten.permute.default,
+    aten.contiguous.default,
+    aten.clone.default,
+    aten.squeeze.dim,
+    aten.unsqueeze.default,
+    aten.slice.Tensor,
+    aten.select.int,
+    aten.chunk.default,
+    aten.split.Tensor,
+    aten.split_with_sizes.default,
+    aten.unbind.int,
+    operator.getitem,
+    *CASTS,
+)
+
+
+def is_pointwise(node: fx.Node) -> bool:
+    """Whether each element of the node's value comes from one element of each argument."""
+    tags = getattr(node.target, "tags", ())
+    return node.op == "call_function" and torch.Tag.pointwise in tags
+
+
+def activation_of(node: fx.Node) -> fx.Node:
+    """Return what a linear node projects."""
+    position = 1 if node.target is aten.addmm.default else 0
+    value = node.args[position]
+    assert isinstance(value, fx.Node)
+    return value
+
+
+def weight_of(node: fx.Node) -> fx.Node:
+    """Return the weight of a linear node."""
+    position = 2 if node.target is aten.addmm.default else 1
+    value = node.args[position]
+    assert isinstance(value, fx.Node)
+    return value

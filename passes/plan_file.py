@@ -1,0 +1,165 @@
+"""Read plan files, trusting nothing in them."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from ditc.runtime.errors import PlanError
+
+from .plan import FORMAT, MAX_STEPS, VERSION, Method, Plan, parse_method
+from .program import Identity
+from .window import Window
+
+__all__ = ["parse_plan", "read_plan"]
+
+MAX_CELLS = 10_000_000
+
+
+def read_plan(path: Path) -> Plan:
+    """Read a plan from a file.
+
+    Raises:
+        PlanError: if the file can't be read or doesn't hold a plan of this version.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise PlanError(f"plan {path}: can't be read: {error}") from error
+    return parse_plan(text, str(path))
+
+
+def parse_plan(text: str, where: str) -> Plan:
+    """Parse a plan's JSON text.
+
+    Args:
+        text: the file's content.
+        where: what errors call it.
+
+    Raises:
+        PlanError: naming the field at fault, what was expected and what was found.
+    """
+    try:
+        record = json.loads(text, object_pairs_hook=_no_duplicates, parse_constant=_no_constant)
+    except (ValueError, RecursionError) as error:
+        raise PlanError(f"plan {where}: no valid JSON: {error}") from error
+    try:
+        return _plan(record)
+    except PlanError as error:
+        raise PlanError(f"plan {where}: {error}") from error
+
+
+def _plan(record: object) -> Plan:
+    _head(record)
+    top = _fields(record, "plan", {"format", "version", "for", "windows", "cells"})
+    held = _fields(
+        top["for"],
+        "for",
+        {"model", "config_sha256", "latents", "cfg", "steps", "scheduler"},
+    )
+    steps = _integer(held["steps"], "for.steps", 1, MAX_STEPS)
+    windows = _windows(top["windows"])
+    return Plan(
+        identity=Identity(
+            _text(held["model"], "for.model"), _text(held["config_sha256"], "for.config_sha256")
+        ),
+        latents=tuple(
+            _integer(size, "for.latents", 1, 2**31) for size in _list(held["latents"], "latents")
+        ),
+        cfg=_cfg(held["cfg"]),
+        steps=steps,
+        windows=windows,
+        cells=_cells(top["cells"], steps, tuple(windows)),
+        scheduler=None if held["scheduler"] is None else _text(held["scheduler"], "scheduler"),
+    )
+
+
+def _head(record: object) -> None:
+    if not isinstance(record, dict) or record.get("format") != FORMAT:
+        raise PlanError(f'no plan: expected an object with "format": "{FORMAT}"')
+    version = _integer(record.get("version"), "version", 1, 2**31)
+    if version > VERSION:
+        raise PlanError(f"version {version} is newer than {VERSION}: upgrade ditc to read it")
+
+
+def _windows(value: object) -> dict[str, Window]:
+    if not isinstance(value, dict):
+        raise PlanError(f"windows: expected an object, found {_kind(value)}")
+    windows = {}
+    for name, entry in value.items():
+        where = f"windows.{name}"
+        fields = _fields(entry, where, {"radius", "block"})
+        radius = _integer(fields["radius"], f"{where}.radius", 0, 2**31)
+        windows[name] = Window(radius, _integer(fields["block"], f"{where}.block", 1, 2**31))
+    return windows
+
+
+def _cells(value: object, steps: int, sites: tuple[str, ...]) -> tuple[Mapping[str, Method], ...]:
+    rows = _list(value, "cells")
+    if len(rows) != steps:
+        raise PlanError(f"cells: expected {steps} steps, found {len(rows)}")
+    if steps * len(sites) > MAX_CELLS:
+        raise PlanError(f"cells: {steps * len(sites)} are more than {MAX_CELLS}")
+    return tuple(_row(row, step, sites) for step, row in enumerate(rows))
+
+
+def _row(value: object, step: int, sites: tuple[str, ...]) -> Mapping[str, Method]:
+    row = _list(value, f"step {step}")
+    if len(row) != len(sites):
+        raise PlanError(f"step {step}: expected {len(sites)} methods, found {len(row)}")
+    return {
+        site: parse_method(method, f"step {step}, site {site}")
+        for site, method in zip(sites, row, strict=True)
+    }
+
+
+def _fields(value: object, where: str, names: set[str]) -> dict[str, object]:
+    if not isinstance(value, dict):
+        raise PlanError(f"{where}: expected an object, found {_kind(value)}")
+    missing, unknown = sorted(names - set(value)), sorted(set(value) - names)
+    if missing:
+        raise PlanError(f"{where}: field {missing[0]} is missing")
+    if unknown:
+        raise PlanError(f"{where}: unknown field {unknown[0]}")
+    return value
+
+
+def _list(value: object, where: str) -> list[object]:
+    if not isinstance(value, list):
+        raise PlanError(f"{where}: expected a list, found {_kind(value)}")
+    return value
+
+
+def _integer(value: object, where: str, low: int, high: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+        shown = value if isinstance(value, int | float) else _kind(value)
+        raise PlanError(f"{where}: expected an integer from {low} to {high}, found {shown}")
+    return value
+
+
+def _text(value: object, where: str) -> str:
+    if not isinstance(value, str) or not value:
+        raise PlanError(f"{where}: expected text, found {_kind(value)}")
+    return value
+
+
+def _cfg(value: object) -> str | None:
+    if value is None or value in ("cond-first", "uncond-first"):
+        return value  # type: ignore[return-value]
+    raise PlanError(f"for.cfg: expected cond-first, uncond-first or null, found {value!r}")
+
+
+def _kind(value: object) -> str:
+    return "nothing" if value is None else type(value).__name__
+
+
+def _no_duplicates(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    record: dict[str, object] = {}
+    for key, value in pairs:
+        if key in record:
+            raise ValueError(f"duplicate key {key!r}")
+        record[key] = value
+    return record
+
+
+def _no_constant(text: str) -> None:
+    raise ValueError(f"{text} is no finite number")

@@ -1,0 +1,221 @@
+"""Programs, their inputs, sites and slots: what the passes work on."""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import fx
+from torch.utils import _pytree as pytree
+
+from ditc.runtime.errors import CaptureError
+
+__all__ = ["CfgLayout", "Identity", "Input", "Program", "Role", "Site", "Slot", "SlotKind"]
+
+CfgLayout = Literal["cond-first", "uncond-first"]
+Role = Literal["latents", "timestep", "condition"]
+SlotKind = Literal["output", "residual"]
+SiteKind = Literal["self", "cross", "joint"]
+
+
+@dataclass(frozen=True)
+class Input:
+    """A tensor the program takes, named as its placeholder.
+
+    Attributes:
+        name: nested arguments are joined by underscores (`added_cond_kwargs_resolution`).
+        shape: with CFG the first axis of batched inputs holds both halves.
+        dtype: torch dtype.
+        role: latents, timestep, or conditioning that stays the same over steps.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    role: Role
+
+
+@dataclass(frozen=True)
+class Site:
+    """One attention in a program: its entry, the attention node, its exit.
+
+    Attributes:
+        name: module path of the attention, unique in the program.
+        kind: `self` if queries, keys and values come from one tensor, `joint` if they come from
+            the same several, else `cross`.
+        tokens: queries a head.
+        context_tokens: keys a head.
+        heads: attention heads.
+        head_dim: channels a head.
+        eligible: whether a plan may compress it.
+        reason: why it may not, else empty.
+        attention: name of the node whose value is the attention's output, before projection.
+        query: name of the node that is attended from, `[..., tokens, head_dim]`.
+        key: the same of the keys, `[..., context_tokens, head_dim]`.
+        value: the same of the values.
+        scale: factor on query · key.
+        projections: names of the nodes that make query, key and value from the entries.
+        exits: names of the nodes whose values leave the site: the output projections.
+    """
+
+    name: str
+    kind: SiteKind
+    tokens: int
+    context_tokens: int
+    heads: int
+    head_dim: int
+    eligible: bool
+    reason: str
+    attention: str
+    query: str
+    key: str
+    value: str
+    scale: float
+    projections: tuple[str, ...]
+    exits: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Slot:
+    """A buffer that carries a site's output or residual from one step to a later one."""
+
+    name: str
+    site: str
+    kind: SlotKind
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes the buffer takes."""
+        return self.dtype.itemsize * torch.Size(self.shape).numel()
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What a model is, as far as a plan cares: its class and what its weights look like.
+
+    Attributes:
+        model: qualified class name.
+        config_sha256: digest over the configuration (diffusers' where there is one) and the
+            names, shapes and dtypes of parameters; not over their values.
+    """
+
+    model: str
+    config_sha256: str
+
+    @classmethod
+    def of(cls, module: torch.nn.Module) -> "Identity":
+        """Return the identity of a module."""
+        config = getattr(module, "config", None)
+        known = dict(config) if isinstance(config, Mapping) else {}
+        stated = {key: repr(known[key]) for key in sorted(known) if not key.startswith("_")}
+        weights = [[name, list(p.shape), str(p.dtype)] for name, p in module.named_parameters()]
+        text = json.dumps([stated, sorted(weights)], sort_keys=True)
+        qualified = f"{type(module).__module__}.{type(module).__qualname__}"
+        return cls(qualified, hashlib.sha256(text.encode()).hexdigest())
+
+
+@dataclass(frozen=True, eq=False)
+class Program:
+    """A captured denoiser.
+
+    Attributes:
+        graph_module: aten graph; placeholders are `inputs` in order, outputs a flat tuple.
+        inputs: tensors it takes.
+        outputs: names of the tensors it returns.
+        sites: attentions in the order in which they run.
+        cfg: order of the two halves of classifier-free guidance in the batch, None without.
+        identity: of the module captured.
+        constants: arguments that are not tensors, by their path, fixed at capture.
+        example: the tensors it was captured with, by input name.
+        in_paths: path of each input in the module's keyword arguments.
+        out_spec: how the module's return value is built from `outputs`.
+    """
+
+    graph_module: fx.GraphModule
+    inputs: tuple[Input, ...]
+    outputs: tuple[str, ...]
+    sites: tuple[Site, ...]
+    cfg: CfgLayout | None
+    identity: Identity
+    constants: Mapping[str, object]
+    example: Mapping[str, torch.Tensor]
+    in_paths: Mapping[str, str]
+    out_spec: pytree.TreeSpec
+
+    def __call__(self, **kwargs: object) -> object:
+        """Run the captured graph.
+
+        Args:
+            **kwargs: as the module was captured with: same shapes and dtypes.
+
+        Returns:
+            What the module returns, in its own structure.
+
+        Raises:
+            CaptureError: if an argument is missing, unknown, or unlike what was captured.
+        """
+        with torch.no_grad():
+            values = self.graph_module(*self.bind(kwargs))
+        return self.unflatten(values)
+
+    @property
+    def latents(self) -> Input:
+        """The input that holds the latents."""
+        return next(entry for entry in self.inputs if entry.role == "latents")
+
+    def site(self, name: str) -> Site | None:
+        """Return the site of that name, None if there is none."""
+        return next((site for site in self.sites if site.name == name), None)
+
+    def bind(self, kwargs: Mapping[str, object]) -> list[torch.Tensor]:
+        """Return the inputs' tensors in order, checked against what was captured."""
+        given = dict(flatten(kwargs))
+        for path, constant in self.constants.items():
+            if path in given and given[path] != constant:
+                raise CaptureError(
+                    f"argument {path} is {given[path]!r}, captured as {constant!r}: capture again "
+                    "with this value"
+                )
+        known = set(self.constants) | set(self.in_paths.values())
+        unknown = sorted(path for path in given if path not in known and given[path] is not None)
+        if unknown:
+            raise CaptureError(
+                f"unknown argument {unknown[0]}: the program takes {', '.join(sorted(known))}"
+            )
+        return [self._checked(entry, given) for entry in self.inputs]
+
+    def unflatten(self, values: tuple[torch.Tensor, ...]) -> object:
+        """Return flat outputs in the structure that the module returns."""
+        return pytree.tree_unflatten(list(values), self.out_spec)
+
+    def _checked(self, entry: Input, given: Mapping[str, object]) -> torch.Tensor:
+        path = self.in_paths[entry.name]
+        if path not in given:
+            raise CaptureError(f"argument {path} is missing: pass a tensor {list(entry.shape)}")
+        value = given[path]
+        if not isinstance(value, torch.Tensor):
+            raise CaptureError(f"argument {path} is {type(value).__name__}, expected a tensor")
+        if tuple(value.shape) != entry.shape or value.dtype != entry.dtype:
+            raise CaptureError(
+                f"argument {path} is {value.dtype} {list(value.shape)}, captured as {entry.dtype} "
+                f"{list(entry.shape)}: capture again for this shape"
+            )
+        return value
+
+
+def flatten(kwargs: Mapping[str, object]) -> Iterator[tuple[str, object]]:
+    """Yield the leaves of nested keyword arguments with dotted paths."""
+    leaves, _ = pytree.tree_flatten_with_path(dict(kwargs))
+    for keys, leaf in leaves:
+        yield ".".join(_key_text(key) for key in keys), leaf
+
+
+def _key_text(key: object) -> str:
+    for attribute in ("key", "idx", "name"):
+        if hasattr(key, attribute):
+            return str(getattr(key, attribute))
+    return str(key)

@@ -1,0 +1,155 @@
+"""Record a pipeline's first denoiser call: module, arguments, layout of the CFG halves."""
+
+from collections.abc import Callable, Mapping
+from contextlib import contextmanager
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NoReturn
+
+import torch
+from torch.utils import _pytree as pytree
+
+from ditc.runtime.errors import CaptureError
+
+from .capturing import capture
+from .program import CfgLayout, Program
+
+__all__ = ["Recording", "record"]
+
+
+@dataclass(frozen=True, eq=False)
+class Recording:
+    """What a pipeline did up to its first denoiser call.
+
+    Attributes:
+        module: the denoiser.
+        kwargs: the arguments of its first call, by name.
+        cfg: layout of the halves of classifier-free guidance, None without.
+        scheduler: the pipeline's scheduler, its steps set as for the call.
+    """
+
+    module: torch.nn.Module
+    kwargs: Mapping[str, object]
+    cfg: CfgLayout | None
+    scheduler: object
+
+    def capture(self) -> Program:
+        """Capture the denoiser with the arguments recorded."""
+        return capture(self.module, self.kwargs, self.cfg)
+
+
+class _Stop(BaseException):
+    """Ends a pipeline's run; no pipeline catches it, as it is no Exception."""
+
+
+def record(
+    pipe: object,
+    *,
+    denoiser: str = "transformer",
+    cfg: CfgLayout | None = None,
+    **call: object,
+) -> Recording:
+    """Run a pipeline up to its first denoiser call.
+
+    Args:
+        pipe: a diffusers pipeline, called as `pipe(**call)`.
+        denoiser: name of the pipeline's attribute that holds the denoiser.
+        cfg: layout of the halves, found by what the pipeline does with them if None.
+        **call: arguments of the pipeline.
+
+    Raises:
+        CaptureError: if the pipeline has no such denoiser, never calls it, or does with the
+            halves what guidance doesn't do.
+    """
+    module = getattr(pipe, denoiser, None)
+    if not isinstance(module, torch.nn.Module) or not callable(pipe):
+        raise CaptureError(
+            f"{type(pipe).__name__} has no denoiser named {denoiser}: state it with denoiser='...'"
+        )
+    scheduler = getattr(pipe, "scheduler", None)
+    if scheduler is None:
+        raise CaptureError(f"{type(pipe).__name__} has no scheduler")
+    recorder = _Recorder(module, scheduler)
+    with recorder.installed():
+        try:
+            pipe(**call)
+        except _Stop:
+            pass
+    if recorder.kwargs is None:
+        raise CaptureError(f"{type(pipe).__name__} never called its {denoiser}")
+    return Recording(module, recorder.kwargs, cfg or recorder.layout(), scheduler)
+
+
+class _Recorder:
+    """Stands in for denoiser and scheduler step; tells halves apart by what reaches the step.
+
+    The denoiser's stand-in returns ones in the first half of the batch and zeros in the second.
+    Guidance makes of them `s` where the first half is conditional, `1 − s` where it is not.
+    """
+
+    def __init__(self, module: torch.nn.Module, scheduler: object) -> None:
+        self.module = module
+        self.scheduler = scheduler
+        self.kwargs: Mapping[str, object] | None = None
+        self.batch = 0
+        self.guided: torch.Tensor | None = None
+
+    @contextmanager
+    def installed(self) -> Iterator[None]:
+        forward = self.module.forward
+        step = self.scheduler.step  # type: ignore[attr-defined]
+        self.module.forward = self._denoise(forward)  # type: ignore[method-assign]
+        self.scheduler.step = self._step  # type: ignore[attr-defined]
+        try:
+            yield
+        finally:
+            del self.module.forward
+            del self.scheduler.step  # type: ignore[attr-defined]
+            assert self.module.forward == forward
+            assert self.scheduler.step == step  # type: ignore[attr-defined]
+
+    def _denoise(self, forward: Callable[..., object]) -> Callable[..., object]:
+        import inspect
+
+        signature = inspect.signature(forward)
+
+        def stand_in(*args: object, **kwargs: object) -> object:
+            if self.kwargs is not None:
+                raise CaptureError(
+                    "the pipeline calls its denoiser more than once a step: state the layout "
+                    "with cfg='...' once two-call pipelines are supported"
+                )
+            bound = signature.bind(*args, **kwargs)
+            named = {**bound.arguments, **bound.arguments.pop("kwargs", {})}
+            self.kwargs = pytree.tree_map(_kept, named)
+            return pytree.tree_map(self._marked, forward(*args, **kwargs))
+
+        return stand_in
+
+    def _marked(self, leaf: object) -> object:
+        if not isinstance(leaf, torch.Tensor):
+            return leaf
+        self.batch = leaf.shape[0]
+        marks = torch.zeros_like(leaf)
+        marks[: self.batch // 2] = 1
+        return marks
+
+    def _step(self, model_output: torch.Tensor, *args: object, **kwargs: object) -> NoReturn:
+        self.guided = model_output
+        raise _Stop
+
+    def layout(self) -> CfgLayout | None:
+        """Return the layout that the pipeline's guidance shows."""
+        if self.guided is None or self.batch < 2 or self.guided.shape[0] == self.batch:
+            return None
+        weight = self.guided.double().mean().item()
+        if abs(weight - self.guided.double()).max() > 1e-6 or weight in (0.0, 1.0):
+            raise CaptureError(
+                "the pipeline mixes the halves of its batch in a way that isn't guidance: state "
+                "the layout with cfg='cond-first' or 'uncond-first'"
+            )
+        return "cond-first" if weight > 1 else "uncond-first"
+
+
+def _kept(leaf: object) -> object:
+    return leaf.detach().clone() if isinstance(leaf, torch.Tensor) else leaf

@@ -1,0 +1,178 @@
+"""Make a plan concrete: which steps share a graph, and what each reads and writes."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from torch import fx
+
+from .graphs import SLOT
+from .merging import limit_buckets
+from .plan import Method, Plan
+from .program import Program, Slot
+from .rewrite import rewrite
+from .slots import output_slots, residual_slot
+
+__all__ = ["Bucket", "Schedule", "schedule"]
+
+
+@dataclass(frozen=True, eq=False)
+class Bucket:
+    """The steps that run one specialised graph.
+
+    Attributes:
+        name: `b00`, `b01`, … in the order of first use.
+        program: what the graph was made from.
+        plan: what it was made by.
+        steps: steps that run it, ascending.
+        methods: method of each site the plan speaks of.
+        keep_outputs: sites whose projected output it writes to a slot.
+        keep_residuals: sites whose residual it writes to a slot.
+    """
+
+    name: str
+    program: Program = field(repr=False)
+    plan: Plan = field(repr=False)
+    steps: tuple[int, ...]
+    methods: Mapping[str, Method]
+    keep_outputs: frozenset[str]
+    keep_residuals: frozenset[str]
+
+    @cached_property
+    def graph_module(self) -> fx.GraphModule:
+        """The graph: inputs are the program's, then `reads`; outputs the program's, then `writes`.
+
+        Raises:
+            PassError: if a method can't be applied at a site.
+        """
+        compressed = {
+            name: method for name, method in self.methods.items() if method is not Method.FULL
+        }
+        return rewrite(
+            self.program, compressed, self.plan.windows, self.keep_outputs, self.keep_residuals
+        )
+
+    @property
+    def reads(self) -> tuple[Slot, ...]:
+        """Slots the graph looks up, in the order of its inputs."""
+        return tuple(
+            node.meta[SLOT] for node in self.graph_module.graph.nodes if SLOT in node.meta
+        )
+
+    @property
+    def writes(self) -> tuple[Slot, ...]:
+        """Slots the graph writes, in the order of its outputs."""
+        graph = self.program.graph_module.graph
+        sites = self.program.sites
+        outputs = (output_slots(graph, site) for site in sites if site.name in self.keep_outputs)
+        residuals = (
+            residual_slot(graph, site) for site in sites if site.name in self.keep_residuals
+        )
+        return (*(slot for slots in outputs for slot in slots), *residuals)
+
+
+@dataclass(frozen=True, eq=False)
+class Schedule:
+    """A plan made concrete for a program.
+
+    Attributes:
+        program: the captured model.
+        plan: the plan it follows, merged if buckets were limited.
+        buckets: in the order of first use; every step is in exactly one.
+    """
+
+    program: Program = field(repr=False)
+    plan: Plan = field(repr=False)
+    buckets: tuple[Bucket, ...]
+
+    @property
+    def steps(self) -> int:
+        """Number of denoising steps."""
+        return self.plan.steps
+
+    @cached_property
+    def slots(self) -> tuple[Slot, ...]:
+        """All slots, each once, in the order in which buckets write them."""
+        return tuple(dict.fromkeys(slot for bucket in self.buckets for slot in bucket.writes))
+
+    @property
+    def peak_slot_bytes(self) -> int:
+        """Bytes of all slots together: each has storage of its own."""
+        return sum(slot.nbytes for slot in self.slots)
+
+    def bucket_of(self, step: int) -> Bucket:
+        """Return the bucket that runs a step.
+
+        Raises:
+            IndexError: if the plan has no such step.
+        """
+        for bucket in self.buckets:
+            if step in bucket.steps:
+                return bucket
+        raise IndexError(f"step {step}: the plan has steps 0 to {self.steps - 1}")
+
+
+def schedule(program: Program, plan: Plan, max_buckets: int | None = None) -> Schedule:
+    """Return the schedule of a plan.
+
+    A step writes a site's output only if the site's next method that isn't `ast` comes after an
+    `ast`, so that very write is read; a residual only if a `wa-rs` reads it before the next step
+    that runs full attention. Steps of equal methods and writes share a bucket.
+
+    Args:
+        program: the captured model.
+        plan: methods per step and site; checked against the program.
+        max_buckets: merge steps until at most so many graphs remain; at a merged site the less
+            aggressive method wins, so quality can only rise.
+
+    Raises:
+        PlanError: if the plan is not for this program, or the limit is below 1.
+    """
+    plan.check(program)
+    if max_buckets is not None:
+        plan, groups = limit_buckets(program, plan, max_buckets)
+    else:
+        groups = tuple((step,) for step in range(plan.steps))
+    rows: dict[object, list[int]] = {}
+    for group in groups:
+        outputs = frozenset[str]().union(*(kept_outputs(plan, step) for step in group))
+        residuals = frozenset[str]().union(*(kept_residuals(plan, step) for step in group))
+        cells = tuple(sorted(plan.cells[group[0]].items()))
+        rows.setdefault((cells, outputs, residuals), []).extend(group)
+    ordered = sorted(rows.items(), key=lambda row: min(row[1]))
+    buckets = [
+        Bucket(f"b{number:02d}", program, plan, tuple(sorted(steps)), dict(cells), outputs, kept)
+        for number, ((cells, outputs, kept), steps) in enumerate(ordered)  # type: ignore[misc, has-type]
+    ]
+    return Schedule(program, plan, tuple(buckets))
+
+
+def kept_outputs(plan: Plan, step: int) -> frozenset[str]:
+    """Return the sites whose output at this step a later `ast` reads."""
+    after = step + 1
+    if after == plan.steps:
+        return frozenset()
+    return frozenset(
+        site
+        for site in plan.sites
+        if plan.method(after, site) is Method.AST and plan.method(step, site) is not Method.AST
+    )
+
+
+def kept_residuals(plan: Plan, step: int) -> frozenset[str]:
+    """Return the sites whose residual at this step a later `wa-rs` reads."""
+    return frozenset(
+        site
+        for site in plan.sites
+        if plan.method(step, site).runs_full_attention and _residual_is_read(plan, step, site)
+    )
+
+
+def _residual_is_read(plan: Plan, step: int, site: str) -> bool:
+    for later in range(step + 1, plan.steps):
+        method = plan.method(later, site)
+        if method.runs_full_attention:
+            return False
+        if method.windowed:
+            return True
+    return False

@@ -1,0 +1,110 @@
+"""Share a site across CFG: x → site → y   becomes   conditional half of x → site → y, y."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import fx
+
+from .base import Pass
+from .graphs import SLOT, call, infer
+from .halving import BatchAxes
+from .program import CfgLayout, Site
+from .sites import region
+
+__all__ = ["ShareCfg"]
+
+aten = torch.ops.aten
+HALF = "ditc.half"
+"""Key of `Node.meta` that marks a slice as the conditional half."""
+
+
+@dataclass(frozen=True)
+class ShareCfg(Pass):
+    """Compute each `asc` site on the conditional half alone; its output serves both halves.
+
+    Everything batched that enters the site is sliced, a residual looked up among it; whatever
+    leaves it, slot writes among it, is repeated for both halves.
+
+    Attributes:
+        sites: those whose method is `asc` or `wa-rs+asc`.
+        cfg: order of the halves.
+        batch: size of the first axis of inputs that hold both halves.
+    """
+
+    name: ClassVar[str] = "share-cfg"
+    sites: tuple[Site, ...]
+    cfg: CfgLayout
+    batch: int
+
+    def rewrite(self, graph: fx.Graph) -> int:
+        """Halve sites and return how many."""
+        if not self.sites:
+            return 0
+        batched = _batched(graph, self.batch)
+        return sum(self._halve(graph, site, batched) for site in self.sites)
+
+    def _halve(self, graph: fx.Graph, site: Site, batched: set[fx.Node]) -> int:
+        inside = region(graph, site.projections, site.exits)
+        members = set(inside)
+        entries = {
+            arg: None
+            for node in inside
+            for arg in node.all_input_nodes
+            if arg not in members and arg in batched
+        }
+        if not inside or any(entry.meta.get(HALF) for entry in entries):
+            return 0
+        halves = {entry: self._conditional(graph, entry) for entry in entries}
+        axes = BatchAxes(tuple(halves.values()))
+        for node in inside:
+            for entry, half in halves.items():
+                node.replace_input_with(entry, half)
+            axes.halve(node)
+        infer(inside)
+        for node in inside:
+            outside = [user for user in node.users if user not in members]
+            if outside:
+                _repeat(graph, node, outside)
+        return 1
+
+    def _conditional(self, graph: fx.Graph, entry: fx.Node) -> fx.Node:
+        """Slice the conditional half off a value; a merged first axis has the batch outermost."""
+        size = entry.meta["val"].shape[0]
+        start, stop = (0, size // 2) if self.cfg == "cond-first" else (size // 2, size)
+        with graph.inserting_before(_first_computed_after(graph, entry)):
+            half = call(graph, aten.slice.Tensor, entry, 0, start, stop)
+        half.meta[HALF] = True
+        return half
+
+
+def _repeat(graph: fx.Graph, node: fx.Node, users: list[fx.Node]) -> None:
+    with graph.inserting_after(node):
+        both = call(graph, aten.cat.default, [node, node])
+    for user in users:
+        user.replace_input_with(node, both)
+
+
+def _first_computed_after(graph: fx.Graph, entry: fx.Node) -> fx.Node:
+    """Return the node to insert before: behind the entry and behind all inputs."""
+    if entry.op == "call_function":
+        return entry.next
+    return next(node for node in graph.nodes if node.op == "call_function")
+
+
+def _batched(graph: fx.Graph, batch: int) -> set[fx.Node]:
+    """Return the values that hold both halves on their first axis."""
+    dependent: set[fx.Node] = set()
+    for node in graph.nodes:
+        if node.op == "placeholder":
+            shape = node.meta["val"].shape
+            if SLOT in node.meta or (len(shape) > 0 and shape[0] == batch):
+                dependent.add(node)
+        elif any(arg in dependent for arg in node.all_input_nodes):
+            dependent.add(node)
+    return {node for node in dependent if _splits(node, batch)}
+
+
+def _splits(node: fx.Node, batch: int) -> bool:
+    value = node.meta.get("val")
+    return isinstance(value, torch.Tensor) and value.dim() > 0 and value.shape[0] % batch == 0

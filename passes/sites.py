@@ -1,0 +1,291 @@
+"""Find attention sites in a graph: by operators and data flow, never by class names."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import fx
+
+from .graphs import shape_of
+from .operators import CASTS, LAYOUT, LINEAR, MATMUL, SDPA, SOFTMAX, activation_of, is_pointwise
+from .program import Site, SiteKind
+
+__all__ = ["find_sites", "module_path", "region"]
+
+aten = torch.ops.aten
+
+
+@dataclass(frozen=True)
+class _Core:
+    """The attention proper, fused or written out."""
+
+    output: fx.Node
+    query: fx.Node
+    key: fx.Node
+    value: fx.Node
+    scale: float
+    obstacle: str
+
+
+def find_sites(graph: fx.Graph) -> tuple[Site, ...]:
+    """Return the attention sites of a graph, in the order in which they run.
+
+    An attention is `scaled_dot_product_attention`, or a softmax over the last axis between two
+    matrix products. Its exits are the first projections that its output reaches, its projections
+    the last ones before query, key and value.
+    """
+    sites: list[Site] = []
+    for node in graph.nodes:
+        core = _fused(node) or _written_out(node)
+        if core is not None:
+            sites.append(_site(core, {site.name for site in sites}))
+    return tuple(sites)
+
+
+def _fused(node: fx.Node) -> _Core | None:
+    if node.target is not SDPA:
+        return None
+    arguments = dict(zip(("query", "key", "value", "attn_mask", "dropout_p"), node.args))
+    arguments.update(zip(("is_causal",), node.args[5:6]))
+    arguments.update(node.kwargs)
+    query, key, value = (arguments[name] for name in ("query", "key", "value"))
+    assert isinstance(query, fx.Node)
+    assert isinstance(key, fx.Node)
+    assert isinstance(value, fx.Node)
+    scale = arguments.get("scale")
+    factor = float(scale) if isinstance(scale, int | float) else shape_of(query)[-1] ** -0.5
+    obstacle = ""
+    if arguments.get("attn_mask") is not None:
+        obstacle = "its attention has a mask"
+    elif arguments.get("is_causal"):
+        obstacle = "its attention is causal"
+    elif arguments.get("dropout_p"):
+        obstacle = "its attention has dropout"
+    elif shape_of(query)[:-2] != shape_of(key)[:-2]:
+        obstacle = "its key heads are fewer than its query heads"
+    return _Core(node, query, key, value, factor, obstacle)
+
+
+def _written_out(node: fx.Node) -> _Core | None:
+    if node.target not in SOFTMAX:
+        return None
+    scores = _through(node.args[0], (*CASTS,))
+    axis = node.args[1]
+    if scores is None or axis not in (-1, len(shape_of(node)) - 1):
+        return None
+    product = _only_user(node, (*CASTS, aten.clone.default))
+    if product is None or product.target not in MATMUL:
+        return None
+    return _scored(product, scores)
+
+
+def _scored(product: fx.Node, scores: fx.Node) -> _Core | None:
+    """Walk from softmax's argument back to query · keyᵀ, collecting scale and masks."""
+    scale, obstacle, node = 1.0, "", scores
+    while node.target not in MATMUL:
+        if node.target is aten.baddbmm.default:
+            beta, alpha = node.kwargs.get("beta", 1), node.kwargs.get("alpha", 1)
+            assert isinstance(alpha, int | float)
+            obstacle = obstacle if beta == 0 else "its attention has a mask"
+            query, transposed = node.args[1], node.args[2]
+            return _core(product, query, transposed, scale * float(alpha), obstacle)
+        first, second = node.args[0], node.args[1] if len(node.args) > 1 else None
+        if node.target is aten.mul.Tensor and isinstance(second, int | float):
+            scale *= second
+        elif node.target is aten.div.Tensor and isinstance(second, int | float):
+            scale /= second
+        elif node.target is aten.add.Tensor:
+            obstacle = "its attention has a mask"
+        elif node.target not in CASTS:
+            return None
+        if not isinstance(first, fx.Node):
+            return None
+        node = first
+    return _core(product, node.args[0], node.args[1], scale, obstacle)
+
+
+def _core(
+    product: fx.Node, query: object, transposed: object, scale: float, obstacle: str
+) -> _Core | None:
+    """Build the core from query and keyᵀ; keyᵀ has to be a transposed view of the keys."""
+    value = product.args[1]
+    if not (isinstance(query, fx.Node) and isinstance(transposed, fx.Node)):
+        return None
+    if not isinstance(value, fx.Node) or not _swaps_last_axes(transposed):
+        return None
+    key = transposed.args[0]
+    assert isinstance(key, fx.Node)
+    return _Core(product, query, key, value, scale, obstacle)
+
+
+def _swaps_last_axes(node: fx.Node) -> bool:
+    rank = len(shape_of(node))
+    if node.target is aten.transpose.int:
+        axes = {int(axis) % rank for axis in node.args[1:3] if isinstance(axis, int)}
+        return axes == {rank - 1, rank - 2}
+    if node.target is aten.permute.default:
+        order = [*range(rank - 2), rank - 1, rank - 2]
+        given = node.args[1]
+        return isinstance(given, list | tuple) and [int(a) % rank for a in given] == order  # type: ignore[arg-type]
+    return False
+
+
+def _site(core: _Core, taken: set[str]) -> Site:
+    *batch, tokens, head_dim = shape_of(core.query)
+    projections = {
+        name: tuple(_projections(node))
+        for name, node in (("query", core.query), ("key", core.key), ("value", core.value))
+    }
+    kind = _kind(core, projections)
+    exits, obstacle = _exits(core.output)
+    every = dict.fromkeys(node.name for nodes in projections.values() for node in nodes)
+    names = tuple(node.name for node in exits)
+    reason = core.obstacle or obstacle or _not_compressed(kind)
+    reason = reason or _leaks(core.output.graph, every, names)
+    return Site(
+        name=_name(core.output, taken),
+        kind=kind,
+        tokens=tokens,
+        context_tokens=shape_of(core.key)[-2],
+        heads=_heads(core, batch),
+        head_dim=head_dim,
+        eligible=not reason,
+        reason=reason,
+        attention=core.output.name,
+        query=core.query.name,
+        key=core.key.name,
+        value=core.value.name,
+        scale=core.scale,
+        projections=tuple(every),
+        exits=names,
+    )
+
+
+def _not_compressed(kind: SiteKind) -> str:
+    return "" if kind == "self" else f"{kind}-attention is left alone"
+
+
+def _kind(core: _Core, projections: dict[str, tuple[fx.Node, ...]]) -> SiteKind:
+    entries = {
+        name: {activation_of(node) for node in nodes} or {core.query}
+        for name, nodes in projections.items()
+    }
+    if entries["query"] != entries["key"] or entries["key"] != entries["value"]:
+        return "cross"
+    if shape_of(core.query)[-2] != shape_of(core.key)[-2]:
+        return "cross"
+    return "self" if len(entries["query"]) == 1 else "joint"
+
+
+def _heads(core: _Core, batch: list[int]) -> int:
+    """Heads a sample: the axis before tokens, or what a merged first axis holds of them."""
+    if len(batch) >= 2:
+        return batch[-1]
+    for node in _projections(core.query):
+        return shape_of(node)[-1] // shape_of(core.query)[-1]
+    return 1
+
+
+def _projections(node: fx.Node) -> Iterator[fx.Node]:
+    """Yield the first linear nodes met on the way back from a node."""
+    seen: set[fx.Node] = set()
+    front = [node]
+    while front:
+        current = front.pop()
+        if current in seen:
+            continue
+        seen.add(current)
+        if current.target in LINEAR:
+            yield current
+        else:
+            front.extend(current.all_input_nodes)
+
+
+def _exits(attention: fx.Node) -> tuple[list[fx.Node], str]:
+    """Return the first linear nodes that the attention reaches, or what stands in between."""
+    exits: list[fx.Node] = []
+    seen = {attention}
+    front = [attention]
+    while front:
+        for user in front.pop().users:
+            if user in seen:
+                continue
+            seen.add(user)
+            if user.target in LINEAR:
+                exits.append(user)
+            elif user.target in LAYOUT or _stays_attention(user, seen):
+                front.append(user)
+            else:
+                return [], f"its output reaches {user.target} before any projection"
+    if not exits:
+        return [], "its output reaches no projection"
+    return exits, ""
+
+
+def _stays_attention(node: fx.Node, seen: set[fx.Node]) -> bool:
+    """Whether a pointwise node only scales the attention's output: a gate, yes; a residual, no."""
+    others = [arg for arg in node.all_input_nodes if arg not in seen]
+    return is_pointwise(node) and (
+        not others or node.target in (aten.mul.Tensor, aten.div.Tensor)
+    )
+
+
+def region(graph: fx.Graph, projections: Iterable[str], exits: Iterable[str]) -> list[fx.Node]:
+    """Return the nodes of a site in graph order: from its projections to its exits, inclusive."""
+    first, last = set(projections), set(exits)
+    inside: list[fx.Node] = []
+    reached: set[fx.Node] = set()
+    for node in graph.nodes:
+        if node.op == "output":
+            continue
+        feeds = any(arg in reached for arg in node.all_input_nodes)
+        if node.name in first or feeds:
+            inside.append(node)
+            if node.name not in last:
+                reached.add(node)
+    return inside
+
+
+def _leaks(graph: fx.Graph, projections: Iterable[str], exits: Iterable[str]) -> str:
+    """Return the reason if what the projections make is used elsewhere than in the attention."""
+    names = set(exits)
+    useful: set[fx.Node] = set()
+    for node in reversed(region(graph, projections, names)):
+        if node.name in names or any(user in useful for user in node.users):
+            useful.add(node)
+        else:
+            return f"its projections also feed {node.target}"
+    return ""
+
+
+def _name(node: fx.Node, taken: set[str]) -> str:
+    base = module_path(node) or "attention"
+    if base not in taken:
+        return base
+    number = 1
+    while f"{base}#{number}" in taken:
+        number += 1
+    return f"{base}#{number}"
+
+
+def module_path(node: fx.Node) -> str:
+    """Return the path of the innermost module that a node was traced in, empty if unknown."""
+    stack = node.meta.get("nn_module_stack") or {}
+    paths = [entry[0] for entry in stack.values()]
+    return str(paths[-1]) if paths else ""
+
+
+def _through(value: object, targets: Iterable[object]) -> fx.Node | None:
+    allowed = tuple(targets)
+    while isinstance(value, fx.Node) and value.target in allowed:
+        value = value.args[0]
+    return value if isinstance(value, fx.Node) else None
+
+
+def _only_user(node: fx.Node, skipped: tuple[object, ...]) -> fx.Node | None:
+    while len(node.users) == 1:
+        (user,) = node.users
+        if user.target not in skipped:
+            return user
+        node = user
+    return None

@@ -1,0 +1,60 @@
+"""Windows: which keys a query may see."""
+
+from dataclasses import dataclass
+
+from ditc.runtime.errors import PlanError
+
+__all__ = ["Window"]
+
+
+@dataclass(frozen=True)
+class Window:
+    """A one-dimensional window over a token sequence.
+
+    Query i sees key j where `|i // block - j // block| <= radius // block`. With `block=1` that
+    is a band of `radius` tokens on each side, the paper's window. With a larger block every query
+    of a block sees the same whole blocks, so that no mask is needed within them.
+
+    Attributes:
+        radius: tokens seen on each side, a multiple of `block`.
+        block: tokens a block, 1 for a band.
+
+    Raises:
+        PlanError: if the radius is negative or no multiple of the block.
+    """
+
+    radius: int
+    block: int = 1
+
+    def __post_init__(self) -> None:
+        if self.block < 1:
+            raise PlanError(f"window block is {self.block}, expected at least 1")
+        if self.radius < 0 or self.radius % self.block:
+            raise PlanError(
+                f"window radius is {self.radius}, expected a multiple of its block {self.block}, "
+                "at least 0"
+            )
+
+    @classmethod
+    def default(cls, tokens: int) -> "Window":
+        """Return the paper's window: a band of an eighth of the tokens on each side."""
+        return cls(radius=tokens // 8)
+
+    def keys_of(self, start: int, stop: int, tokens: int) -> tuple[int, int]:
+        """Return the half-open range of keys that some query in `start:stop` sees."""
+        first = (start // self.block) * self.block - self.radius
+        last = ((stop - 1) // self.block + 1) * self.block + self.radius
+        return max(0, first), min(tokens, last)
+
+    def pairs(self, tokens: int) -> int:
+        """Return how many (query, key) pairs are visible among `tokens` tokens."""
+        total = 0
+        for start in range(0, tokens, self.block):
+            stop = min(start + self.block, tokens)
+            first, last = self.keys_of(start, stop, tokens)
+            total += (stop - start) * (last - first)
+        return total
+
+    def density(self, tokens: int) -> float:
+        """Return the visible share of all pairs, in (0, 1]."""
+        return self.pairs(tokens) / tokens**2

@@ -1,0 +1,48 @@
+"""The errors ditc raises; every message says what, where and what to do.
+
+DitcError
+├── CaptureError    a module can't be turned into a program
+├── PlanError       a plan is malformed, or holds for something else
+├── PassError       a rewrite can't be done, or left a graph that doesn't verify
+├── LoweringError   a graph can't be expressed for the target
+├── BundleError     a bundle is incomplete, altered, or of another version
+└── EngineError     an engine can't be loaded or run, or its inputs are at fault
+"""
+
+__all__ = [
+    "BundleError",
+    "CaptureError",
+    "DitcError",
+    "EngineError",
+    "LoweringError",
+    "PassError",
+    "PlanError",
+]
+
+
+class DitcError(Exception):
+    """Base of all errors that ditc raises on purpose."""
+
+
+class CaptureError(DitcError):
+    """A module can't be turned into a program, or was called unlike it was captured."""
+
+
+class PlanError(DitcError):
+    """A plan is malformed, or holds for another model, step count or layout."""
+
+
+class PassError(DitcError):
+    """A rewrite can't be done, or left a graph that the verifier refuses."""
+
+
+class LoweringError(DitcError):
+    """A graph, weight or sampler can't be expressed for the target."""
+
+
+class BundleError(DitcError):
+    """A bundle is incomplete, altered, or of another version."""
+
+
+class EngineError(DitcError):
+    """An engine can't be loaded or run, or what it was given doesn't fit."""
