@@ -114,7 +114,13 @@ def prepared(scheduler: Scheduler, steps: int) -> Scheduler:
 def _is_set(scheduler: Scheduler) -> bool:
     if getattr(scheduler, "custom_timesteps", False):
         return True
-    return getattr(scheduler, "num_inference_steps", None) is not None
+    count = getattr(scheduler, "num_inference_steps", None)
+    config: Mapping[str, object] = getattr(scheduler, "config", {})
+    if count is None or count != config.get("num_train_timesteps"):
+        return count is not None
+    # Heun's and some more set all training steps when they are built.
+    built = getattr(type(scheduler), "from_config", lambda _: None)(config)
+    return bool(getattr(built, "num_inference_steps", None) != count)
 
 
 def _is_under_way(scheduler: Scheduler) -> bool:
@@ -128,7 +134,7 @@ def _set(scheduler: Scheduler, steps: int) -> None:
         scheduler.set_timesteps(steps)
     except Exception as error:
         raise LoweringError(
-            f"{type(scheduler).__name__}.set_timesteps({steps}) raised {error}; "
+            f"{type(scheduler).__name__}.set_timesteps({steps}) raised {_told(error)}; "
             "call set_timesteps on the scheduler with what it needs, then pass it on"
         ) from error
 
@@ -184,8 +190,7 @@ class Probe:
                 scaled, latents = _step(scheduler, timestep, latents, k, model, kwargs)
             except Exception as error:
                 raise LoweringError(
-                    f"{self.name} can't be probed, step {k} raised {type(error).__name__} "
-                    f"({error}); {self.remedy()}"
+                    f"{self.name} can't be probed, step {k} raised {_told(error)}; {self.remedy()}"
                 ) from error
             run.inputs.append(scaled)
             run.latents.append(latents)
@@ -211,6 +216,8 @@ class Probe:
     def answers(self, latents: Array, outputs: Array) -> tuple[Array, Array]:
         """Return model inputs and next latents [T, N] to latents and outputs [T, N], less noise."""
         given = self._free_run(latents, outputs)
+        if not self.takes_generator:
+            return _stack(given.inputs), _stack(given.latents)
         still = self._free_run(np.zeros_like(latents), np.zeros_like(outputs))
         return _stack(given.inputs), _stack(given.latents) - _stack(still.latents)
 
@@ -257,6 +264,10 @@ def _step(
     with torch.random.fork_rng(devices=[]):
         scaled = latents if scale is None else scale(latents, timestep)
         return scaled, step(model(k, scaled), timestep, latents, **kwargs)[0]
+
+
+def _told(error: Exception) -> str:
+    return f"{type(error).__name__} ({' '.join(str(error).split())})"
 
 
 def _flat(tensor: torch.Tensor) -> Array:

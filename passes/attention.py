@@ -83,7 +83,5 @@ def window_attention(
         `[..., tokens, value_dim]` in the dtype of the query.
     """
     factor = query.shape[-1] ** -0.5 if scale is None else scale
-    result: torch.Tensor = WINDOW_ATTENTION(
-        query, key, value, window.radius, window.block, factor
-    )
+    result: torch.Tensor = WINDOW_ATTENTION(query, key, value, window.radius, window.block, factor)
     return result

@@ -20,7 +20,7 @@ from .clean import CleanInference, RemoveDeadCode
 from .program import CfgLayout, Identity, Input, Program, Role, flatten
 from .sites import find_sites
 
-__all__ = ["capture"]
+__all__ = ["capture", "unlift"]
 
 LATENTS = ("hidden_states", "sample", "latents", "x")
 TIMESTEP = ("timestep", "timesteps", "time", "t")
@@ -52,7 +52,7 @@ def capture(
             batch can't be split into halves.
     """
     exported = _export(module, kwargs)
-    graph_module = _unlift(exported)
+    graph_module = unlift(exported)
     run((CleanInference(), RemoveDeadCode()), graph_module)
     paths = _input_paths(exported, kwargs)
     roles = _Roles(latents, timestep)
@@ -98,15 +98,17 @@ def _export(module: torch.nn.Module, kwargs: Mapping[str, object]) -> torch.expo
     except Exception as error:  # torch.export raises whatever the model's code ran into
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         reason = lines[0] if lines else type(error).__name__
-        raise CaptureError(
-            f"{type(module).__name__} can't be captured: {reason}"
-        ) from error
+        raise CaptureError(f"{type(module).__name__} can't be captured: {reason}") from error
     finally:
         module.train(training)
 
 
-def _unlift(exported: torch.export.ExportedProgram) -> fx.GraphModule:
-    """Turn parameters from inputs into attributes; keep user tensors as the only inputs."""
+def unlift(exported: torch.export.ExportedProgram) -> fx.GraphModule:
+    """Return an exported program as a module: weights are attributes, inputs the user's tensors.
+
+    Raises:
+        CaptureError: if the program changes buffers or arguments, or returns what is no tensor.
+    """
     specs = {spec.arg.name: spec for spec in exported.graph_signature.input_specs}
     graph = fx.Graph()
     mapping: dict[fx.Node, fx.Node] = {}
@@ -182,9 +184,7 @@ def _input_paths(
 ) -> dict[str, str]:
     """Map placeholder names to paths of keyword arguments: both come in the same order."""
     specs = [
-        spec
-        for spec in exported.graph_signature.input_specs
-        if spec.kind is InputKind.USER_INPUT
+        spec for spec in exported.graph_signature.input_specs if spec.kind is InputKind.USER_INPUT
     ]
     leaves = [path for path, _ in flatten(kwargs)]
     return {spec.arg.name: path for spec, path in zip(specs, leaves, strict=True)}

@@ -58,15 +58,16 @@ def _is_identity(node: fx.Node) -> bool:
     before, after = node.args[0].meta.get("val"), node.meta.get("val")
     if not (isinstance(before, torch.Tensor) and isinstance(after, torch.Tensor)):
         return False
-    same = before.shape == after.shape and before.dtype == after.dtype
-    return same and before.device == after.device and _does_nothing(node)
+    if before.shape != after.shape or before.dtype != after.dtype:
+        return False
+    return before.device == after.device and _does_nothing(node)
 
 
 def _does_nothing(node: fx.Node) -> bool:
     if node.target in ALIASES or node.target in CASTS:
         return True
     if node.target is aten.dropout.default:
-        return node.args[1] == 0 or node.args[2] is False
+        return bool(node.args[1] == 0) or node.args[2] is False
     if node.target in (aten.mul.Tensor, aten.div.Tensor):
-        return isinstance(node.args[1], int | float) and node.args[1] == 1
+        return isinstance(node.args[1], int | float) and bool(node.args[1] == 1)
     return False

@@ -14,6 +14,7 @@ __all__ = [
     "SLOT",
     "add_lookup",
     "add_outputs",
+    "add_weight",
     "call",
     "copy_module",
     "fake_mode",
@@ -21,10 +22,42 @@ __all__ = [
     "flat_outputs",
     "infer",
     "shape_of",
+    "weight",
 ]
 
 SLOT = "ditc.slot"
 """Key of `Node.meta` under which a lookup keeps its slot."""
+
+
+def weight(module: fx.GraphModule, target: str) -> torch.Tensor:
+    """Return the tensor that a `get_attr` of that target yields.
+
+    Raises:
+        PassError: if the module has no such tensor.
+    """
+    holder: object = module
+    for part in target.split("."):
+        holder = getattr(holder, part, None)
+    if not isinstance(holder, torch.Tensor):
+        raise PassError(f"the module has no weight {target}")
+    return holder
+
+
+def add_weight(graph: fx.Graph, target: str, value: torch.Tensor) -> fx.Node:
+    """Add a `get_attr` at the insert point, its tensor registered with the graph's module."""
+    owner = graph.owning_module
+    assert owner is not None
+    path, _, name = target.rpartition(".")
+    if path and not _has(owner, path):
+        owner.add_submodule(path, torch.nn.Module())
+    owner.get_submodule(path).register_buffer(name, value)
+    node = graph.get_attr(target)
+    node.meta["val"] = fake_mode(graph).from_tensor(value)
+    return node
+
+
+def _has(module: fx.GraphModule, path: str) -> bool:
+    return any(name == path for name, _ in module.named_modules())
 
 
 def copy_module(module: fx.GraphModule) -> fx.GraphModule:

@@ -31,6 +31,12 @@ KEEPING = (
     aten.baddbmm.default,
     WINDOW_ATTENTION,
 )
+MIXED_AXES = {
+    **dict.fromkeys((SDPA, *MATMUL, aten.baddbmm.default, WINDOW_ATTENTION), 2),
+    **dict.fromkeys((*LINEAR, *SOFTMAX, aten.layer_norm.default, aten.rms_norm.default), 1),
+}
+"""How many of the last axes an operator mixes values along."""
+
 ON_AXIS = (
     aten.slice.Tensor,
     aten.select.int,
@@ -73,8 +79,10 @@ class BatchAxes:
             self.axis[node] = _shifted(node, axis)
         elif node.target in ON_AXIS:
             self.axis[node] = _along(node, axis)
-        elif node.target is operator.getitem or node.target in KEEPING:
+        elif node.target is operator.getitem:
             self.axis[node] = axis
+        elif node.target in KEEPING:
+            self.axis[node] = _kept(node, axis)
         elif is_pointwise(node):
             self.axis[node] = self._broadcast(node, known)
         else:
@@ -90,6 +98,17 @@ class BatchAxes:
         if len(axes) != 1:
             raise PassError(f"node {node.name}: its arguments have the batch on different axes")
         return axes.pop()
+
+
+def _kept(node: fx.Node, axis: int) -> int:
+    """Operators that mix values along axes at the end, among which the batch can't be."""
+    rank = len(shape_of(node))
+    if axis >= rank - MIXED_AXES.get(node.target, 0):
+        raise PassError(
+            f"node {node.name}: {node.target} mixes values along axis {axis}, where the batch is: "
+            "sites can share across CFG only with the batch first"
+        )
+    return axis
 
 
 def _halve_view(node: fx.Node, axis: int) -> int:
@@ -148,11 +167,12 @@ def _along(node: fx.Node, axis: int) -> int:
 
 
 def _sizes(node: fx.Node) -> list[int]:
-    sizes = node.args[1]
-    assert isinstance(sizes, list | tuple)
-    if not all(isinstance(size, int) for size in sizes):
+    given = node.args[1]
+    assert isinstance(given, list | tuple)
+    sizes = [size for size in given if isinstance(size, int)]
+    if len(sizes) != len(given):
         raise PassError(f"node {node.name}: its sizes aren't numbers")
-    return [int(size) for size in sizes]  # type: ignore[call-overload, misc]
+    return sizes
 
 
 def _axis(value: object, rank: int) -> int:

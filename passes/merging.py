@@ -52,7 +52,8 @@ def limit_buckets(
         groups[steps] = plan.cells[steps[0]]
     while len(groups) > limit:
         first, second = min(
-            combinations(groups, 2), key=lambda pair: _added(groups, *pair, costs, plan)
+            combinations(groups, 2),
+            key=lambda pair: _added(groups, pair[0], pair[1], costs, plan),
         )
         joined = _join(groups.pop(first), groups.pop(second))
         groups[tuple(sorted(first + second))] = joined

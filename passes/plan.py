@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ditc.runtime.errors import PlanError
 
-from .program import Identity, Program, Site
+from .program import CfgLayout, Identity, Program, Site
 from .window import Window
 
 __all__ = ["Method", "Plan"]
@@ -59,7 +59,7 @@ class Plan:
 
     identity: Identity
     latents: tuple[int, ...]
-    cfg: str | None
+    cfg: CfgLayout | None
     steps: int
     windows: Mapping[str, Window]
     cells: tuple[Mapping[str, Method], ...] = field(repr=False)

@@ -7,7 +7,7 @@ from pathlib import Path
 from ditc.runtime.errors import PlanError
 
 from .plan import FORMAT, MAX_STEPS, VERSION, Method, Plan, parse_method
-from .program import Identity
+from .program import CfgLayout, Identity
 from .window import Window
 
 __all__ = ["parse_plan", "read_plan"]
@@ -142,9 +142,10 @@ def _text(value: object, where: str) -> str:
     return value
 
 
-def _cfg(value: object) -> str | None:
-    if value is None or value in ("cond-first", "uncond-first"):
-        return value  # type: ignore[return-value]
+def _cfg(value: object) -> CfgLayout | None:
+    for layout in (None, "cond-first", "uncond-first"):
+        if value == layout:
+            return layout
     raise PlanError(f"for.cfg: expected cond-first, uncond-first or null, found {value!r}")
 
 

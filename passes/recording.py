@@ -1,8 +1,8 @@
 """Record a pipeline's first denoiser call: module, arguments, layout of the CFG halves."""
 
-from collections.abc import Callable, Mapping
-from contextlib import contextmanager
-from collections.abc import Iterator
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import NoReturn
 
@@ -70,11 +70,8 @@ def record(
     if scheduler is None:
         raise CaptureError(f"{type(pipe).__name__} has no scheduler")
     recorder = _Recorder(module, scheduler)
-    with recorder.installed():
-        try:
-            pipe(**call)
-        except _Stop:
-            pass
+    with recorder.installed(), suppress(_Stop):
+        pipe(**call)
     if recorder.kwargs is None:
         raise CaptureError(f"{type(pipe).__name__} never called its {denoiser}")
     return Recording(module, recorder.kwargs, cfg or recorder.layout(), scheduler)
@@ -96,21 +93,13 @@ class _Recorder:
 
     @contextmanager
     def installed(self) -> Iterator[None]:
-        forward = self.module.forward
-        step = self.scheduler.step  # type: ignore[attr-defined]
-        self.module.forward = self._denoise(forward)  # type: ignore[method-assign]
-        self.scheduler.step = self._step  # type: ignore[attr-defined]
-        try:
+        with (
+            _replaced(self.module, "forward", self._denoise(self.module.forward)),
+            _replaced(self.scheduler, "step", self._step),
+        ):
             yield
-        finally:
-            del self.module.forward
-            del self.scheduler.step  # type: ignore[attr-defined]
-            assert self.module.forward == forward
-            assert self.scheduler.step == step  # type: ignore[attr-defined]
 
     def _denoise(self, forward: Callable[..., object]) -> Callable[..., object]:
-        import inspect
-
         signature = inspect.signature(forward)
 
         def stand_in(*args: object, **kwargs: object) -> object:
@@ -134,7 +123,7 @@ class _Recorder:
         marks[: self.batch // 2] = 1
         return marks
 
-    def _step(self, model_output: torch.Tensor, *args: object, **kwargs: object) -> NoReturn:
+    def _step(self, model_output: torch.Tensor, *_: object, **__: object) -> NoReturn:
         self.guided = model_output
         raise _Stop
 
@@ -149,6 +138,21 @@ class _Recorder:
                 "the layout with cfg='cond-first' or 'uncond-first'"
             )
         return "cond-first" if weight > 1 else "uncond-first"
+
+
+@contextmanager
+def _replaced(owner: object, name: str, stand_in: object) -> Iterator[None]:
+    """Put a stand-in in the place of a method of one object, and take it away again."""
+    missing = object()
+    own = vars(owner).get(name, missing)
+    setattr(owner, name, stand_in)
+    try:
+        yield
+    finally:
+        if own is missing:
+            delattr(owner, name)
+        else:
+            setattr(owner, name, own)
 
 
 def _kept(leaf: object) -> object:

@@ -55,9 +55,7 @@ class Bucket:
     @property
     def reads(self) -> tuple[Slot, ...]:
         """Slots the graph looks up, in the order of its inputs."""
-        return tuple(
-            node.meta[SLOT] for node in self.graph_module.graph.nodes if SLOT in node.meta
-        )
+        return tuple(node.meta[SLOT] for node in self.graph_module.graph.nodes if SLOT in node.meta)
 
     @property
     def writes(self) -> tuple[Slot, ...]:
@@ -112,39 +110,65 @@ class Schedule:
         raise IndexError(f"step {step}: the plan has steps 0 to {self.steps - 1}")
 
 
-def schedule(program: Program, plan: Plan, max_buckets: int | None = None) -> Schedule:
+def schedule(
+    program: Program,
+    plan: Plan,
+    max_buckets: int | None = None,
+    *,
+    ignore_model: bool = False,
+) -> Schedule:
     """Return the schedule of a plan.
 
-    A step writes a site's output only if the site's next method that isn't `ast` comes after an
-    `ast`, so that very write is read; a residual only if a `wa-rs` reads it before the next step
-    that runs full attention. Steps of equal methods and writes share a bucket.
+    A step writes a site's output only if the next step is `ast` there, so that this very write is
+    read; a residual only if a `wa-rs` reads it before the next step that runs full attention.
+    Steps of equal methods and writes share a bucket.
 
     Args:
         program: the captured model.
         plan: methods per step and site; checked against the program.
         max_buckets: merge steps until at most so many graphs remain; at a merged site the less
             aggressive method wins, so quality can only rise.
+        ignore_model: use the plan although it was made for another model.
 
     Raises:
         PlanError: if the plan is not for this program, or the limit is below 1.
     """
-    plan.check(program)
+    plan.check(program, ignore_model=ignore_model)
     if max_buckets is not None:
         plan, groups = limit_buckets(program, plan, max_buckets)
     else:
         groups = tuple((step,) for step in range(plan.steps))
-    rows: dict[object, list[int]] = {}
+    rows: dict[_Row, list[int]] = {}
     for group in groups:
-        outputs = frozenset[str]().union(*(kept_outputs(plan, step) for step in group))
-        residuals = frozenset[str]().union(*(kept_residuals(plan, step) for step in group))
-        cells = tuple(sorted(plan.cells[group[0]].items()))
-        rows.setdefault((cells, outputs, residuals), []).extend(group)
-    ordered = sorted(rows.items(), key=lambda row: min(row[1]))
-    buckets = [
-        Bucket(f"b{number:02d}", program, plan, tuple(sorted(steps)), dict(cells), outputs, kept)
-        for number, ((cells, outputs, kept), steps) in enumerate(ordered)  # type: ignore[misc, has-type]
-    ]
-    return Schedule(program, plan, tuple(buckets))
+        row = _Row(
+            tuple(sorted(plan.cells[group[0]].items())),
+            frozenset[str]().union(*(kept_outputs(plan, step) for step in group)),
+            frozenset[str]().union(*(kept_residuals(plan, step) for step in group)),
+        )
+        rows.setdefault(row, []).extend(group)
+    ordered = sorted(rows.items(), key=lambda item: min(item[1]))
+    buckets = tuple(
+        Bucket(
+            name=f"b{number:02d}",
+            program=program,
+            plan=plan,
+            steps=tuple(sorted(steps)),
+            methods=dict(row.methods),
+            keep_outputs=row.keep_outputs,
+            keep_residuals=row.keep_residuals,
+        )
+        for number, (row, steps) in enumerate(ordered)
+    )
+    return Schedule(program, plan, buckets)
+
+
+@dataclass(frozen=True)
+class _Row:
+    """What makes the graphs of two steps equal."""
+
+    methods: tuple[tuple[str, Method], ...]
+    keep_outputs: frozenset[str]
+    keep_residuals: frozenset[str]
 
 
 def kept_outputs(plan: Plan, step: int) -> frozenset[str]:

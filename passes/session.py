@@ -59,9 +59,7 @@ class TorchSession:
         """Drop what later steps wrote, then check that each slot holds the write it needs."""
         self._written = {name: at for name, at in self._written.items() if at < step}
         for slot in bucket.reads:
-            needed = max(
-                at for at in range(step) if slot in self.schedule.bucket_of(at).writes
-            )
+            needed = max(at for at in range(step) if slot in self.schedule.bucket_of(at).writes)
             if self._written.get(slot.name) != needed:
                 raise PlanError(
                     f"step {step} reads slot {slot.name} as step {needed} leaves it, which hasn't "

@@ -39,23 +39,20 @@ class ShareCfg(Pass):
 
     def rewrite(self, graph: fx.Graph) -> int:
         """Halve sites and return how many."""
-        if not self.sites:
-            return 0
-        batched = _batched(graph, self.batch)
-        return sum(self._halve(graph, site, batched) for site in self.sites)
+        return sum(self._halve(graph, site) for site in self.sites)
 
-    def _halve(self, graph: fx.Graph, site: Site, batched: set[fx.Node]) -> int:
+    def _halve(self, graph: fx.Graph, site: Site) -> int:
         inside = region(graph, site.projections, site.exits)
         members = set(inside)
-        entries = {
-            arg: None
-            for node in inside
-            for arg in node.all_input_nodes
-            if arg not in members and arg in batched
-        }
-        if not inside or any(entry.meta.get(HALF) for entry in entries):
+        sources = dict.fromkeys(
+            arg for node in inside for arg in node.all_input_nodes if arg not in members
+        )
+        if not inside or any(source.meta.get(HALF) for source in sources):
             return 0
-        halves = {entry: self._conditional(graph, entry) for entry in entries}
+        batched = _batched(graph, self.batch)
+        halves = {
+            source: self._conditional(graph, source) for source in sources if source in batched
+        }
         axes = BatchAxes(tuple(halves.values()))
         for node in inside:
             for entry, half in halves.items():
@@ -89,7 +86,8 @@ def _first_computed_after(graph: fx.Graph, entry: fx.Node) -> fx.Node:
     """Return the node to insert before: behind the entry and behind all inputs."""
     if entry.op == "call_function":
         return entry.next
-    return next(node for node in graph.nodes if node.op == "call_function")
+    computed: fx.Node = next(node for node in graph.nodes if node.op == "call_function")
+    return computed
 
 
 def _batched(graph: fx.Graph, batch: int) -> set[fx.Node]:
@@ -102,7 +100,14 @@ def _batched(graph: fx.Graph, batch: int) -> set[fx.Node]:
                 dependent.add(node)
         elif any(arg in dependent for arg in node.all_input_nodes):
             dependent.add(node)
+    dependent.update(_unread_biases(graph))
     return {node for node in dependent if _splits(node, batch)}
+
+
+def _unread_biases(graph: fx.Graph) -> set[fx.Node]:
+    """Return the empty tensors that `baddbmm` with beta 0 is given; their shape still counts."""
+    products = [node for node in graph.nodes if node.target is aten.baddbmm.default]
+    return {node.all_input_nodes[0] for node in products if node.kwargs.get("beta") == 0}
 
 
 def _splits(node: fx.Node, batch: int) -> bool:

@@ -45,8 +45,8 @@ def find_sites(graph: fx.Graph) -> tuple[Site, ...]:
 def _fused(node: fx.Node) -> _Core | None:
     if node.target is not SDPA:
         return None
-    arguments = dict(zip(("query", "key", "value", "attn_mask", "dropout_p"), node.args))
-    arguments.update(zip(("is_causal",), node.args[5:6]))
+    names = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
+    arguments = dict(zip(names, node.args, strict=False))
     arguments.update(node.kwargs)
     query, key, value = (arguments[name] for name in ("query", "key", "value"))
     assert isinstance(query, fx.Node)
@@ -225,9 +225,7 @@ def _exits(attention: fx.Node) -> tuple[list[fx.Node], str]:
 def _stays_attention(node: fx.Node, seen: set[fx.Node]) -> bool:
     """Whether a pointwise node only scales the attention's output: a gate, yes; a residual, no."""
     others = [arg for arg in node.all_input_nodes if arg not in seen]
-    return is_pointwise(node) and (
-        not others or node.target in (aten.mul.Tensor, aten.div.Tensor)
-    )
+    return is_pointwise(node) and (not others or node.target in (aten.mul.Tensor, aten.div.Tensor))
 
 
 def region(graph: fx.Graph, projections: Iterable[str], exits: Iterable[str]) -> list[fx.Node]:

@@ -5,7 +5,7 @@ from torch import fx
 from ditc.runtime.errors import PassError
 
 from .graphs import find
-from .program import Site, Slot
+from .program import Site, Slot, SlotKind
 
 __all__ = ["output_slots", "residual_slot"]
 
@@ -28,5 +28,5 @@ def _slot(graph: fx.Graph, site: Site, name: str, suffix: str) -> Slot:
     if node is None:
         raise PassError(f"site {site.name}: graph has no node {name}")
     value = node.meta["val"]
-    kind = "residual" if suffix == "residual" else "output"
+    kind: SlotKind = "residual" if suffix == "residual" else "output"
     return Slot(f"{site.name}.{suffix}", site.name, kind, tuple(value.shape), value.dtype)

@@ -7,7 +7,7 @@ from torch import fx
 
 from ditc.runtime.errors import PassError
 
-from .graphs import SLOT, flat_outputs, infer, shape_of
+from .graphs import SLOT, flat_outputs, infer, shape_of, weight
 
 __all__ = ["verify", "verify_values"]
 
@@ -70,15 +70,11 @@ def _known(target: object) -> bool:
 
 
 def _check_weight(module: fx.GraphModule, node: fx.Node) -> None:
-    holder: object = module
-    for part in str(node.target).split("."):
-        holder = getattr(holder, part, None)
-    if not isinstance(holder, torch.Tensor):
-        raise PassError(f"node {node.name}: the module has no weight {node.target}")
-    if holder.shape != node.meta["val"].shape:
+    found, recorded = weight(module, str(node.target)).shape, node.meta["val"].shape
+    if found != recorded:
         raise PassError(
-            f"node {node.name}: weight {node.target} is {list(holder.shape)}, the graph has "
-            f"{list(node.meta['val'].shape)}"
+            f"node {node.name}: weight {node.target} is {list(found)}, the graph has "
+            f"{list(recorded)}"
         )
 
 

@@ -1,0 +1,48 @@
+# Two commands do everything: `make demo` and `make test`.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+FOLDERS := passes export runtime tools
+INSTALLED := $(VENV)/installed
+
+.PHONY: demo test install lint types unit wheel clean
+
+demo: $(INSTALLED)
+	$(BIN)/ditc demo --out out/demo
+
+test: lint types unit wheel
+
+install: $(INSTALLED)
+
+$(INSTALLED): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install --constraint constraints.txt torch
+	$(PIP) install --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check $(FOLDERS) tests
+	$(BIN)/ruff format --check $(FOLDERS) tests
+
+# mypy wants folders laid out as the packages are named.
+types: $(INSTALLED)
+	mkdir -p build/types/ditc
+	for folder in $(FOLDERS); do ln -sfn ../../../$$folder build/types/ditc/$$folder; done
+	$(BIN)/mypy $(foreach folder,$(FOLDERS),-p ditc.$(folder))
+
+unit: $(INSTALLED)
+	$(BIN)/python -m pytest
+
+# The wheel in an environment of its own, without torch, on a bundle made by the first one.
+wheel: $(INSTALLED)
+	rm -rf build/wheel build/lib dist && mkdir -p build/wheel
+	$(PIP) wheel --no-deps --constraint constraints.txt --wheel-dir dist .
+	$(BIN)/python -m tests.smoke_bundle build/wheel/bundle
+	$(PYTHON) -m venv build/wheel/venv
+	build/wheel/venv/bin/python -m pip --disable-pip-version-check --quiet install \
+	    --constraint constraints.txt "$$(ls dist/ditc-*.whl)[ort]"
+	cd build/wheel && venv/bin/python ../../tests/smoke_wheel.py bundle
+
+clean:
+	rm -rf $(VENV) build dist out *.egg-info

@@ -1,0 +1,85 @@
+"""Lower windows: ditc.window_attention(q, k, v)   becomes   dense attention, block by block."""
+
+import hashlib
+from dataclasses import dataclass
+from functools import partial
+from typing import ClassVar
+
+import torch
+from torch import fx
+
+from ditc.passes.attention import WINDOW_ATTENTION
+from ditc.passes.base import Pass
+from ditc.passes.capturing import unlift
+from ditc.passes.graphs import add_weight, flat_outputs, infer, weight
+from ditc.passes.window import Window
+
+from .blocks import blocked_window_attention
+
+__all__ = ["LowerWindows"]
+
+
+@dataclass(frozen=True)
+class LowerWindows(Pass):
+    """Inline the blocked form of every window attention: standard aten operators only."""
+
+    name: ClassVar[str] = "lower-windows"
+
+    def rewrite(self, graph: fx.Graph) -> int:
+        """Replace window attentions and return how many."""
+        bodies: dict[object, fx.GraphModule] = {}
+        nodes = graph.find_nodes(op="call_function", target=WINDOW_ATTENTION)
+        for node in nodes:
+            shapes = tuple(arg.meta["val"].shape for arg in node.all_input_nodes)
+            form = (shapes, node.args[3:])
+            if form not in bodies:
+                bodies[form] = _trace(node)
+            _inline(graph, node, bodies[form])
+        return len(nodes)
+
+
+class _Blocked(torch.nn.Module):
+    """Window attention over blocks, as a module that can be exported."""
+
+    def __init__(self, window: Window, scale: float) -> None:
+        super().__init__()
+        self.attend = partial(blocked_window_attention, window=window, scale=scale)
+
+    def forward(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        return self.attend(query, key, value)
+
+
+def _trace(node: fx.Node) -> fx.GraphModule:
+    radius, block, scale = node.args[3:6]
+    assert isinstance(radius, int)
+    assert isinstance(block, int)
+    assert isinstance(scale, float)
+    values = [arg.meta["val"] for arg in node.args[:3] if isinstance(arg, fx.Node)]
+    example = tuple(torch.zeros(value.shape, dtype=value.dtype) for value in values)
+    module = _Blocked(Window(radius, block), scale)
+    return unlift(torch.export.export(module, example, strict=False))
+
+
+def _inline(graph: fx.Graph, node: fx.Node, body: fx.GraphModule) -> None:
+    """Copy a body in front of a node, its inputs the node's arguments, and replace the node."""
+    mapping: dict[fx.Node, fx.Node] = {}
+    arguments = iter(node.all_input_nodes)
+    with graph.inserting_before(node):
+        for inner in body.graph.nodes:
+            if inner.op == "placeholder":
+                mapping[inner] = next(arguments)
+            elif inner.op == "get_attr":
+                mapping[inner] = _adopt(graph, weight(body, str(inner.target)))
+            elif inner.op == "call_function":
+                mapping[inner] = graph.node_copy(inner, mapping.__getitem__)
+                infer([mapping[inner]])
+    (result,) = flat_outputs(body.graph)
+    node.replace_all_uses_with(mapping[result])
+    graph.erase_node(node)
+
+
+def _adopt(graph: fx.Graph, constant: torch.Tensor) -> fx.Node:
+    """Make a constant a weight of the graph's module, named after its content."""
+    digest = hashlib.sha256(constant.contiguous().numpy().tobytes()).hexdigest()
+    shape = "x".join(str(size) for size in constant.shape)
+    return add_weight(graph, f"constant_{shape}_{digest[:12]}", constant)

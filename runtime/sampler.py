@@ -1,0 +1,270 @@
+"""Run a sampler that is a table: scheduler → coefficients a step → a few lines of numpy.
+
+Most diffusion samplers are linear in the latents, the past model outputs and the noise:
+
+    input_k = input_scale[k] * x_k
+    m_k     = model(input_k, timesteps[k])
+    x_{k+1} = sum_j latents[k][j] * x_{k-j} + sum_j outputs[k][j] * m_{k-j} + noise[k] * z_k
+
+with x_0 = init_noise_scale * z, all z drawn from the standard normal distribution, and j below a
+history J that is 1 for one-step samplers such as DDIM (Song et al. 2020, arXiv 2010.02502, eq. 12)
+and more for multistep ones such as DPM-Solver++ (Lu et al. 2022, arXiv 2211.01095) and UniPC
+(Zhao et al. 2023, arXiv 2302.04867). `ditc.export.sampler` reads the coefficients off a diffusers
+scheduler.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+
+import numpy as np
+import numpy.typing as npt
+
+from .errors import BundleError, EngineError
+
+__all__ = ["JsonValue", "SamplerState", "SamplerTable"]
+
+JsonValue = None | bool | int | float | str | list["JsonValue"] | dict[str, "JsonValue"]
+Array = npt.NDArray[np.float32]
+Row = tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class SamplerTable:
+    """The coefficients of a linear sampler; the module's docstring has the formula.
+
+    Attributes:
+        scheduler: the name of the scheduler class the table was read from, for people to read.
+        timesteps: [T], what the model is told at each step, in the scheduler's own units.
+        init_noise_scale: the standard deviation of the initial latents.
+        input_scale: [T], factor from the latents to the model's input.
+        latents: [T][J], factors of x_k, x_{k-1}, …; zero for steps before the first.
+        outputs: [T][J], factors of the model outputs m_k, m_{k-1}, …; zero before the first.
+        noise: [T], factor of the noise; zero where the step draws none.
+
+    Raises:
+        BundleError: if the lengths don't agree, a number isn't finite, or a coefficient refers to a
+            step before the first; the message names the field.
+    """
+
+    scheduler: str
+    timesteps: Row
+    init_noise_scale: float
+    input_scale: Row
+    latents: tuple[Row, ...]
+    outputs: tuple[Row, ...]
+    noise: Row
+
+    def __post_init__(self) -> None:
+        if not self.timesteps:
+            raise BundleError("sampler table: timesteps is empty, expected at least one step")
+        _check_finite("init_noise_scale", (self.init_noise_scale,))
+        for name in ("timesteps", "input_scale", "noise"):
+            row: Row = getattr(self, name)
+            _check_length(name, len(row), self.steps)
+            _check_finite(name, row)
+        for name in ("latents", "outputs"):
+            self._check_rows(name, getattr(self, name))
+
+    def _check_rows(self, name: str, rows: tuple[Row, ...]) -> None:
+        _check_length(name, len(rows), self.steps)
+        if not self.history:
+            raise BundleError(
+                "sampler table: latents[0] is empty, expected at least one coefficient"
+            )
+        for step, row in enumerate(rows):
+            _check_length(f"{name}[{step}]", len(row), self.history)
+            _check_finite(f"{name}[{step}]", row)
+            if any(row[step + 1 :]):
+                raise BundleError(
+                    f"sampler table: {name}[{step}] weighs a step before the first, expected 0 "
+                    f"after its first {step + 1}"
+                )
+
+    @property
+    def steps(self) -> int:
+        """Return how many times the model is evaluated, T."""
+        return len(self.timesteps)
+
+    @property
+    def history(self) -> int:
+        """Return how many latents and model outputs a step combines, J."""
+        return len(self.latents[0])
+
+    @property
+    def stochastic(self) -> bool:
+        """Return whether some step adds noise."""
+        return any(self.noise)
+
+    def to_json(self) -> dict[str, JsonValue]:
+        """Return the table as JSON values; `from_json` gives back an equal table, bit for bit."""
+        return {
+            "scheduler": self.scheduler,
+            "timesteps": list(self.timesteps),
+            "init_noise_scale": self.init_noise_scale,
+            "input_scale": list(self.input_scale),
+            "latents": [list(row) for row in self.latents],
+            "outputs": [list(row) for row in self.outputs],
+            "noise": list(self.noise),
+        }
+
+    @classmethod
+    def from_json(cls, value: object) -> "SamplerTable":
+        """Return the table that `to_json` wrote.
+
+        Raises:
+            BundleError: if a field is missing, unknown, of another type or length, or not finite.
+        """
+        if not isinstance(value, Mapping):
+            raise BundleError(f"sampler table: expected an object, found {_kind(value)}")
+        names = [field.name for field in fields(cls)]
+        for name in names:
+            if name not in value:
+                raise BundleError(f"sampler table: {name} is missing, write the bundle again")
+        for name in value:
+            if name not in names:
+                raise BundleError(f"sampler table: unknown field {name!r}, expected {names}")
+        scheduler = value["scheduler"]
+        if not isinstance(scheduler, str):
+            raise BundleError(f"sampler table: scheduler is {_kind(scheduler)}, expected a string")
+        return cls(
+            scheduler=scheduler,
+            timesteps=_read_row("timesteps", value["timesteps"]),
+            init_noise_scale=_read_number("init_noise_scale", value["init_noise_scale"]),
+            input_scale=_read_row("input_scale", value["input_scale"]),
+            latents=_read_rows("latents", value["latents"]),
+            outputs=_read_rows("outputs", value["outputs"]),
+            noise=_read_row("noise", value["noise"]),
+        )
+
+
+class SamplerState:
+    """A run of a sampler table: holds the latents and model outputs that later steps need.
+
+    Steps go in order from 0; step 0 starts again at any time. Latents, model outputs and noise are
+    float32 of one shape, any shape. A step's sum is taken in float64 and rounded once. Histories
+    are copies, so callers may reuse their buffers. The latents given to a step are expected to be
+    those that the step before returned: solvers with a corrector rely on it.
+    """
+
+    def __init__(self, table: SamplerTable) -> None:
+        self.table = table
+        self._next = 0
+        self._latents: list[Array] = []
+        self._outputs: list[Array] = []
+
+    @property
+    def stochastic(self) -> bool:
+        """Return whether some step adds noise; step k does where `table.noise[k]` isn't 0."""
+        return self.table.stochastic
+
+    def model_input(self, k: int, latents: Array) -> Array:
+        """Return what the model is given at step `k`: the scaled latents, float32.
+
+        Raises:
+            EngineError: if the table has no step `k`.
+        """
+        self._check_step(k)
+        return _scaled(latents, self.table.input_scale[k]).astype(np.float32)
+
+    def advance(
+        self, k: int, latents: Array, model_output: Array, noise: Array | None = None
+    ) -> Array:
+        """Return the latents after step `k`, a new float32 array.
+
+        Args:
+            k: the step, one after the last that was run, or 0.
+            latents: x_k, the latents before the step, unscaled.
+            model_output: m_k, the model's output with guidance applied, of the latents' shape.
+            noise: z_k of the latents' shape, standard normal; unused where `table.noise[k]` is 0.
+
+        Raises:
+            EngineError: if `k` is out of turn, shapes differ, or a stochastic step has no noise.
+        """
+        self._check_step(k)
+        if k not in (0, self._next):
+            raise EngineError(f"sampler step {k} is out of turn, expected step {self._next} or 0")
+        _check_shape(k, "model output", model_output, latents)
+        if self.table.noise[k]:
+            self._check_noise(k, noise, latents)
+        if k == 0:
+            self._latents, self._outputs = [], []
+        self._latents = self._remember(latents, self._latents)
+        self._outputs = self._remember(model_output, self._outputs)
+        terms = [
+            *zip(self.table.latents[k], self._latents, strict=False),
+            *zip(self.table.outputs[k], self._outputs, strict=False),
+        ]
+        if noise is not None:
+            terms.append((self.table.noise[k], noise))
+        total = np.zeros(np.shape(latents), np.float64)
+        for factor, array in terms:
+            if factor:
+                total += _scaled(array, factor)
+        self._next = k + 1
+        return total.astype(np.float32)
+
+    def _remember(self, newest: Array, past: list[Array]) -> list[Array]:
+        return [np.array(newest, np.float32), *past][: self.table.history]
+
+    def _check_noise(self, k: int, noise: Array | None, latents: Array) -> None:
+        if noise is None:
+            raise EngineError(
+                f"sampler step {k} of {self.table.scheduler} adds noise and was given none, "
+                "expected standard normal noise of the latents' shape"
+            )
+        _check_shape(k, "noise", noise, latents)
+
+    def _check_step(self, k: int) -> None:
+        if not 0 <= k < self.table.steps:
+            raise EngineError(
+                f"the sampler has no step {k}, expected one of 0 to {self.table.steps - 1}"
+            )
+
+
+def _scaled(array: Array, factor: float) -> npt.NDArray[np.float64]:
+    return np.multiply(array, factor, dtype=np.float64)
+
+
+def _check_shape(step: int, name: str, array: Array, latents: Array) -> None:
+    if np.shape(array) != np.shape(latents):
+        raise EngineError(
+            f"sampler step {step}: the {name} has shape {np.shape(array)}, "
+            f"expected the latents' {np.shape(latents)}"
+        )
+
+
+def _check_length(name: str, found: int, expected: int) -> None:
+    if found != expected:
+        raise BundleError(f"sampler table: {name} has {found} entries, expected {expected}")
+
+
+def _check_finite(name: str, row: Row) -> None:
+    for number in row:
+        if not math.isfinite(number):
+            raise BundleError(f"sampler table: {name} holds {number}, expected finite numbers")
+
+
+def _kind(value: object) -> str:
+    return f"a {type(value).__name__}"
+
+
+def _read_number(name: str, value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise BundleError(f"sampler table: {name} holds {_kind(value)}, expected numbers")
+    try:
+        return float(value)
+    except OverflowError:
+        raise BundleError(f"sampler table: {name} holds a number beyond float64") from None
+
+
+def _read_row(name: str, value: object) -> Row:
+    if not isinstance(value, list):
+        raise BundleError(f"sampler table: {name} is {_kind(value)}, expected a list of numbers")
+    return tuple(_read_number(name, item) for item in value)
+
+
+def _read_rows(name: str, value: object) -> tuple[Row, ...]:
+    if not isinstance(value, list):
+        raise BundleError(f"sampler table: {name} is {_kind(value)}, expected a list of lists")
+    return tuple(_read_row(f"{name}[{step}]", row) for step, row in enumerate(value))
