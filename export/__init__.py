@@ -1,1 +1,10 @@
-"""export."""
+"""Lowering: graphs to engines, weights to one store, all of it to a bundle.
+
+>>> path = compile(schedule(program, plan), "bundle", sampler=pipe.scheduler)
+"""
+
+from .blocks import blocked_window_attention
+from .compiling import compile  # noqa: A004 (the contract's name)
+from .sampler import sampler_table
+
+__all__ = ["blocked_window_attention", "compile", "sampler_table"]

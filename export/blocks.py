@@ -7,13 +7,16 @@ is a mask added, and one mask serves every block: each takes a slice of it.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
-from ditc.passes.window import Window
-from ditc.runtime.errors import LoweringError
 from torch import Tensor
 from torch.nn import functional
+
+from ditc.passes.window import Window
+from ditc.runtime.errors import LoweringError
 
 __all__ = ["Block", "blocked_window_attention", "blocks_of", "multiply_adds", "query_block"]
 
@@ -47,10 +50,10 @@ def query_block(tokens: int, window: Window) -> int:
     A block of b queries touches b + 2 radius keys, so a small block wastes few pairs; but each
     block copies and repacks its keys, which costs as much as some c more queries. The cost of a
     query, (b + 2 radius) (1 + c / b), is least at b = sqrt(2 c radius). On ONNX Runtime's CPU
-    provider c is near 50, so b = 10 sqrt(radius), taken to a multiple of 64, is within a few
-    percent of the best from 64 to 512 queries. Then: no more than 64 blocks a site, to keep
-    graphs small; even blocks, so that the last is no crumb; and whole blocks of the window, of
-    which a single one needs no mask and is taken where it is at least half as large.
+    provider c is some 30 to 50 and the cost flat around b = 10 sqrt(radius), here taken to a
+    multiple of 64. Then: no more than 64 blocks a site, to keep graphs small; even blocks, so
+    that the last is no crumb; and whole blocks of the window, of which a single one needs no mask
+    and is taken where it is at least half as large.
 
     Args:
         tokens: length of the sequence, at least 1.
@@ -89,9 +92,9 @@ def blocked_window_attention(
     """Attend within a window, as dense attention over blocks of queries and their nearby keys.
 
     Equal to attention under the window's mask up to rounding: queries still normalise over
-    exactly the keys they see. Pure and traceable for static shapes; made of split, slice,
-    `scaled_dot_product_attention` and concatenation, and a mask built from ranges, the same for
-    every site with these tokens and window.
+    exactly the keys they see. Pure and traceable for static shapes; made of splits,
+    concatenations and `scaled_dot_product_attention`, and of a mask built from ranges, the same
+    for every site with these tokens and this window.
 
     Args:
         query: [batch, heads, tokens, head_dim], floating point.
@@ -118,17 +121,35 @@ def blocked_window_attention(
     mask = None
     if not all(block.uniform for block in blocks):
         mask = _mask(blocks[0].stop, window, query)
+    queries = torch.split(query, blocks[0].stop, dim=2)
+    keys, values = _runs(key, blocks), _runs(value, blocks)
     outputs = [
         functional.scaled_dot_product_attention(
-            queries,
-            key[:, :, block.first : block.last],
-            value[:, :, block.first : block.last],
+            queries[i],
+            keys[i],
+            values[i],
             attn_mask=None if mask is None or block.uniform else _cut(mask, block, window),
             scale=scale,
         )
-        for block, queries in zip(blocks, torch.split(query, blocks[0].stop, dim=2), strict=True)
+        for i, block in enumerate(blocks)
     ]
     return torch.cat(outputs, dim=2)
+
+
+def _runs(source: Tensor, blocks: Sequence[Block]) -> list[Tensor]:
+    """Return the run of keys or values, [batch, heads, run, head_dim], that each block takes.
+
+    The runs overlap. They are cut once into pieces where any of them begins or ends and put
+    together again: ONNX Runtime copies a concatenation on all its threads, a slice on one.
+    """
+    cuts = sorted({edge for block in blocks for edge in (block.first, block.last)})
+    sizes = [stop - start for start, stop in pairwise(cuts)]
+    pieces = torch.split(source, sizes, dim=2)
+    runs = []
+    for block in blocks:
+        taken = pieces[cuts.index(block.first) : cuts.index(block.last)]
+        runs.append(torch.cat(taken, dim=2) if len(taken) > 1 else taken[0])
+    return runs
 
 
 def _mask(size: int, window: Window, like: Tensor) -> Tensor:

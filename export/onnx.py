@@ -21,7 +21,6 @@ from ditc.runtime.errors import LoweringError
 
 from .lower_windows import LowerWindows
 from .transpose_weights import TransposeWeights
-from .weights import Placed
 
 __all__ = ["OPSET", "Lowered", "lower", "save"]
 
@@ -58,14 +57,14 @@ def lower(bucket: Bucket) -> Lowered:
     return Lowered(model, _weights(module, model))
 
 
-def save(lowered: Lowered, path: Path, store: str, placed: Mapping[str, Placed]) -> None:
+def save(lowered: Lowered, path: Path, store: str, placed: Mapping[str, tuple[int, int]]) -> None:
     """Write a model that refers into the store, which lies in the same folder.
 
     Args:
         lowered: the model.
         path: file to write.
         store: file name of the weight store.
-        placed: where in the store each weight lies.
+        placed: offset and length of each weight in the store, in bytes.
 
     Raises:
         LoweringError: if ONNX's own checker refuses the model.
@@ -73,15 +72,15 @@ def save(lowered: Lowered, path: Path, store: str, placed: Mapping[str, Placed])
     for name, value in lowered.model.graph.initializers.items():
         if name not in lowered.weights:
             continue
-        place = placed[name]
         tensor = value.const_value
         assert tensor is not None
+        offset, length = placed[name]
         value.const_value = onnx_ir.ExternalTensor(
             store,
-            place.offset,
-            place.nbytes,
+            offset,
+            length,
             tensor.dtype,
-            shape=onnx_ir.Shape(place.shape),
+            shape=onnx_ir.Shape(lowered.weights[name].shape),
             name=name,
             base_dir=path.parent,
         )

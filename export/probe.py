@@ -10,7 +10,7 @@ import copy
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -38,6 +38,7 @@ Array = npt.NDArray[np.float64]
 Step = Callable[[int, torch.Tensor], torch.Tensor]
 
 
+@runtime_checkable
 class Scheduler(Protocol):
     """What every diffusers scheduler has; what only some have is used where it is found."""
 

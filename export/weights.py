@@ -1,9 +1,7 @@
 """The weight store: every tensor of every bucket once, in one safetensors file."""
 
 import json
-import struct
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -11,16 +9,7 @@ from safetensors.torch import save_file
 
 from ditc.runtime.errors import LoweringError
 
-__all__ = ["Placed", "merge", "write_store"]
-
-
-@dataclass(frozen=True)
-class Placed:
-    """Where a tensor lies in the store: bytes from the start of the file, and its shape."""
-
-    offset: int
-    nbytes: int
-    shape: tuple[int, ...]
+__all__ = ["merge", "write_store"]
 
 
 def merge(parts: Iterable[Mapping[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
@@ -39,26 +28,18 @@ def merge(parts: Iterable[Mapping[str, torch.Tensor]]) -> dict[str, torch.Tensor
     return dict(sorted(merged.items()))
 
 
-def write_store(tensors: Mapping[str, torch.Tensor], path: Path) -> dict[str, Placed]:
-    """Write tensors and return where each lies."""
-    owned = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
-    save_file({name: _unshared(tensor) for name, tensor in owned.items()}, path)
+def write_store(tensors: Mapping[str, torch.Tensor], path: Path) -> dict[str, tuple[int, int]]:
+    """Write tensors and return each one's offset in the file and length, in bytes."""
+    save_file({name: _owned(tensor) for name, tensor in tensors.items()}, path)
     with path.open("rb") as file:
-        (length,) = struct.unpack("<Q", file.read(8))
+        length = int.from_bytes(file.read(8), "little")
         header = json.loads(file.read(length))
-    start = 8 + length
-    return {
-        name: Placed(
-            start + entry["data_offsets"][0],
-            entry["data_offsets"][1] - entry["data_offsets"][0],
-            tuple(entry["shape"]),
-        )
-        for name, entry in header.items()
-        if name != "__metadata__"
-    }
+    places = {name: header[name]["data_offsets"] for name in tensors}
+    return {name: (8 + length + first, last - first) for name, (first, last) in places.items()}
 
 
-def _unshared(tensor: torch.Tensor) -> torch.Tensor:
-    """Copy a tensor that is part of a larger storage; the file format wants them apart."""
-    whole = tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
-    return tensor if whole else tensor.clone()
+def _owned(tensor: torch.Tensor) -> torch.Tensor:
+    """Return a contiguous tensor with a storage to itself: the file format wants them apart."""
+    owned = tensor.detach().contiguous()
+    whole = owned.untyped_storage().nbytes() == owned.numel() * owned.element_size()
+    return owned if whole else owned.clone()

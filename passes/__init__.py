@@ -6,13 +6,13 @@
 """
 
 from .arithmetic import ScheduleCost, schedule_cost
-from .attention import window_attention
+from .attention import windowed_attention
 from .capturing import capture
 from .costs import SiteCost, attention_core, multiply_adds, site_cost
 from .plan import Method, Plan
 from .program import Identity, Input, Program, Site, Slot
 from .recording import Recording, record
-from .rewrite import rewrite
+from .rewriting import rewrite
 from .scheduling import Bucket, Schedule, schedule
 from .session import TorchSession
 from .window import Window
@@ -40,5 +40,5 @@ __all__ = [
     "schedule",
     "schedule_cost",
     "site_cost",
-    "window_attention",
+    "windowed_attention",
 ]

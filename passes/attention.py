@@ -4,7 +4,7 @@ import torch
 
 from .window import Window
 
-__all__ = ["WINDOW_ATTENTION", "window_attention"]
+__all__ = ["WINDOW_ATTENTION", "windowed_attention"]
 
 ROWS = 128
 """Queries that are computed at once; bounds the memory for scores."""
@@ -63,7 +63,7 @@ def _visible(
     return (queries - keys).abs() <= window.radius // window.block
 
 
-def window_attention(
+def windowed_attention(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,

@@ -91,7 +91,7 @@ class _Roles:
 
 
 def _export(module: torch.nn.Module, kwargs: Mapping[str, object]) -> torch.export.ExportedProgram:
-    training = module.training
+    modes = {part: part.training for part in module.modules()}
     try:
         with torch.no_grad():
             return torch.export.export(module.eval(), (), dict(kwargs), strict=False)
@@ -100,7 +100,8 @@ def _export(module: torch.nn.Module, kwargs: Mapping[str, object]) -> torch.expo
         reason = lines[0] if lines else type(error).__name__
         raise CaptureError(f"{type(module).__name__} can't be captured: {reason}") from error
     finally:
-        module.train(training)
+        for part, mode in modes.items():
+            part.training = mode
 
 
 def unlift(exported: torch.export.ExportedProgram) -> fx.GraphModule:

@@ -31,7 +31,7 @@ KEEPING = (
     aten.baddbmm.default,
     WINDOW_ATTENTION,
 )
-MIXED_AXES = {
+MIXED_AXES: dict[object, int] = {
     **dict.fromkeys((SDPA, *MATMUL, aten.baddbmm.default, WINDOW_ATTENTION), 2),
     **dict.fromkeys((*LINEAR, *SOFTMAX, aten.layer_norm.default, aten.rms_norm.default), 1),
 }

@@ -63,13 +63,14 @@ def _plan(record: object) -> Plan:
             _text(held["model"], "for.model"), _text(held["config_sha256"], "for.config_sha256")
         ),
         latents=tuple(
-            _integer(size, "for.latents", 1, 2**31) for size in _list(held["latents"], "latents")
+            _integer(size, "for.latents", 1, 2**31)
+            for size in _list(held["latents"], "for.latents")
         ),
         cfg=_cfg(held["cfg"]),
         steps=steps,
         windows=windows,
         cells=_cells(top["cells"], steps, tuple(windows)),
-        scheduler=None if held["scheduler"] is None else _text(held["scheduler"], "scheduler"),
+        scheduler=None if held["scheduler"] is None else _text(held["scheduler"], "for.scheduler"),
     )
 
 
@@ -89,7 +90,10 @@ def _windows(value: object) -> dict[str, Window]:
         where = f"windows.{name}"
         fields = _fields(entry, where, {"radius", "block"})
         radius = _integer(fields["radius"], f"{where}.radius", 0, 2**31)
-        windows[name] = Window(radius, _integer(fields["block"], f"{where}.block", 1, 2**31))
+        block = _integer(fields["block"], f"{where}.block", 1, 2**31)
+        if radius % block:
+            raise PlanError(f"{where}: radius {radius} is no multiple of its block {block}")
+        windows[name] = Window(radius, block)
     return windows
 
 
@@ -117,9 +121,9 @@ def _fields(value: object, where: str, names: set[str]) -> dict[str, object]:
         raise PlanError(f"{where}: expected an object, found {_kind(value)}")
     missing, unknown = sorted(names - set(value)), sorted(set(value) - names)
     if missing:
-        raise PlanError(f"{where}: field {missing[0]} is missing")
+        raise PlanError(f"{where}: field {missing[0]!r} is missing")
     if unknown:
-        raise PlanError(f"{where}: unknown field {unknown[0]}")
+        raise PlanError(f"{where}: unknown field {unknown[0]!r}")
     return value
 
 

@@ -175,10 +175,14 @@ class Program:
         """Return the inputs' tensors in order, checked against what was captured."""
         given = dict(flatten(kwargs))
         for path, constant in self.constants.items():
-            if path in given and given[path] != constant:
+            if path not in given:
+                continue
+            value = given[path]
+            if isinstance(value, torch.Tensor) or value != constant:
+                found = "a tensor" if isinstance(value, torch.Tensor) else repr(value)
                 raise CaptureError(
-                    f"argument {path} is {given[path]!r}, captured as {constant!r}: capture again "
-                    "with this value"
+                    f"argument {path} is {found}, captured as {constant!r}: capture again with "
+                    "this value"
                 )
         known = set(self.constants) | set(self.in_paths.values())
         unknown = sorted(path for path in given if path not in known and given[path] is not None)

@@ -47,15 +47,17 @@ def record(
     *,
     denoiser: str = "transformer",
     cfg: CfgLayout | None = None,
-    **call: object,
+    call: Mapping[str, object] | None = None,
+    **more: object,
 ) -> Recording:
     """Run a pipeline up to its first denoiser call.
 
     Args:
-        pipe: a diffusers pipeline, called as `pipe(**call)`.
+        pipe: a diffusers pipeline, called as `pipe(**call, **more)`.
         denoiser: name of the pipeline's attribute that holds the denoiser.
         cfg: layout of the halves, found by what the pipeline does with them if None.
-        **call: arguments of the pipeline.
+        call: arguments of the pipeline, as a mapping.
+        **more: further arguments of the pipeline.
 
     Raises:
         CaptureError: if the pipeline has no such denoiser, never calls it, or does with the
@@ -71,7 +73,7 @@ def record(
         raise CaptureError(f"{type(pipe).__name__} has no scheduler")
     recorder = _Recorder(module, scheduler)
     with recorder.installed(), suppress(_Stop):
-        pipe(**call)
+        pipe(**(call or {}), **more)
     if recorder.kwargs is None:
         raise CaptureError(f"{type(pipe).__name__} never called its {denoiser}")
     return Recording(module, recorder.kwargs, cfg or recorder.layout(), scheduler)
@@ -105,12 +107,10 @@ class _Recorder:
         def stand_in(*args: object, **kwargs: object) -> object:
             if self.kwargs is not None:
                 raise CaptureError(
-                    "the pipeline calls its denoiser more than once a step: state the layout "
-                    "with cfg='...' once two-call pipelines are supported"
+                    "the pipeline calls its denoiser more than once a step, but slots hold what "
+                    "one call a step left: guide with both halves in one batch"
                 )
-            bound = signature.bind(*args, **kwargs)
-            named = {**bound.arguments, **bound.arguments.pop("kwargs", {})}
-            self.kwargs = pytree.tree_map(_kept, named)
+            self.kwargs = pytree.tree_map(_kept, _named(signature, args, kwargs))
             return pytree.tree_map(self._marked, forward(*args, **kwargs))
 
         return stand_in
@@ -119,25 +119,50 @@ class _Recorder:
         if not isinstance(leaf, torch.Tensor):
             return leaf
         self.batch = leaf.shape[0]
-        marks = torch.zeros_like(leaf)
-        marks[: self.batch // 2] = 1
-        return marks
+        return _marks(leaf)
 
     def _step(self, model_output: torch.Tensor, *_: object, **__: object) -> NoReturn:
         self.guided = model_output
         raise _Stop
 
     def layout(self) -> CfgLayout | None:
-        """Return the layout that the pipeline's guidance shows."""
-        if self.guided is None or self.batch < 2 or self.guided.shape[0] == self.batch:
+        """Return the layout that the pipeline's guidance shows, None if it leaves marks alone."""
+        if self.guided is None or self.batch < 2:
             return None
-        weight = self.guided.double().mean().item()
-        if abs(weight - self.guided.double()).max() > 1e-6 or weight in (0.0, 1.0):
+        guided = self.guided.double()
+        if guided.shape[0] == self.batch and torch.equal(guided, _marks(guided)):
+            return None
+        weight = guided.mean().item()
+        mixed = (guided - weight).abs().max().item() <= 1e-6 * max(1.0, abs(weight))
+        if not mixed or 0.0 <= weight <= 1.0:
             raise CaptureError(
-                "the pipeline mixes the halves of its batch in a way that isn't guidance: state "
-                "the layout with cfg='cond-first' or 'uncond-first'"
+                "the pipeline mixes the halves of its batch in a way that guidance with a scale "
+                "above 1 doesn't: state the layout with cfg='cond-first' or 'uncond-first'"
             )
         return "cond-first" if weight > 1 else "uncond-first"
+
+
+def _marks(like: torch.Tensor) -> torch.Tensor:
+    """Return ones in the first half of the batch and zeros in the second."""
+    marks = torch.zeros_like(like)
+    marks[: like.shape[0] // 2] = 1
+    return marks
+
+
+def _named(
+    signature: inspect.Signature, args: tuple[object, ...], kwargs: Mapping[str, object]
+) -> dict[str, object]:
+    """Return a call's arguments by name, those that `**kwargs` collects among them."""
+    named = dict(signature.bind(*args, **kwargs).arguments)
+    for parameter in signature.parameters.values():
+        if parameter.kind is inspect.Parameter.VAR_KEYWORD:
+            named.update(named.pop(parameter.name, {}))
+        if parameter.kind is inspect.Parameter.VAR_POSITIONAL and named.get(parameter.name):
+            raise CaptureError(
+                f"the denoiser takes *{parameter.name}, which have no names: record one whose "
+                "arguments all do"
+            )
+    return named
 
 
 @contextmanager

@@ -7,10 +7,11 @@ from functools import cached_property
 from torch import fx
 
 from .graphs import SLOT
+from .liveness import kept_outputs, kept_residuals
 from .merging import limit_buckets
 from .plan import Method, Plan
 from .program import Program, Slot
-from .rewrite import rewrite
+from .rewriting import rewrite
 from .slots import output_slots, residual_slot
 
 __all__ = ["Bucket", "Schedule", "schedule"]
@@ -134,25 +135,17 @@ def schedule(
         PlanError: if the plan is not for this program, or the limit is below 1.
     """
     plan.check(program, ignore_model=ignore_model)
+    rows = _rows(plan, tuple((step,) for step in range(plan.steps)))
     if max_buckets is not None:
-        plan, groups = limit_buckets(program, plan, max_buckets)
-    else:
-        groups = tuple((step,) for step in range(plan.steps))
-    rows: dict[_Row, list[int]] = {}
-    for group in groups:
-        row = _Row(
-            tuple(sorted(plan.cells[group[0]].items())),
-            frozenset[str]().union(*(kept_outputs(plan, step) for step in group)),
-            frozenset[str]().union(*(kept_residuals(plan, step) for step in group)),
-        )
-        rows.setdefault(row, []).extend(group)
+        plan, groups = limit_buckets(program, plan, max_buckets, tuple(rows.values()))
+        rows = _rows(plan, groups)
     ordered = sorted(rows.items(), key=lambda item: min(item[1]))
     buckets = tuple(
         Bucket(
             name=f"b{number:02d}",
             program=program,
             plan=plan,
-            steps=tuple(sorted(steps)),
+            steps=steps,
             methods=dict(row.methods),
             keep_outputs=row.keep_outputs,
             keep_residuals=row.keep_residuals,
@@ -171,32 +164,14 @@ class _Row:
     keep_residuals: frozenset[str]
 
 
-def kept_outputs(plan: Plan, step: int) -> frozenset[str]:
-    """Return the sites whose output at this step a later `ast` reads."""
-    after = step + 1
-    if after == plan.steps:
-        return frozenset()
-    return frozenset(
-        site
-        for site in plan.sites
-        if plan.method(after, site) is Method.AST and plan.method(step, site) is not Method.AST
-    )
-
-
-def kept_residuals(plan: Plan, step: int) -> frozenset[str]:
-    """Return the sites whose residual at this step a later `wa-rs` reads."""
-    return frozenset(
-        site
-        for site in plan.sites
-        if plan.method(step, site).runs_full_attention and _residual_is_read(plan, step, site)
-    )
-
-
-def _residual_is_read(plan: Plan, step: int, site: str) -> bool:
-    for later in range(step + 1, plan.steps):
-        method = plan.method(later, site)
-        if method.runs_full_attention:
-            return False
-        if method.windowed:
-            return True
-    return False
+def _rows(plan: Plan, groups: tuple[tuple[int, ...], ...]) -> dict[_Row, tuple[int, ...]]:
+    """Return the distinct graphs, and the steps that run each; a group runs one graph."""
+    rows: dict[_Row, tuple[int, ...]] = {}
+    for group in groups:
+        row = _Row(
+            tuple(sorted(plan.cells[group[0]].items())),
+            frozenset[str]().union(*(kept_outputs(plan, step) for step in group)),
+            frozenset[str]().union(*(kept_residuals(plan, step) for step in group)),
+        )
+        rows[row] = tuple(sorted((*rows.get(row, ()), *group)))
+    return rows

@@ -141,7 +141,7 @@ def _site(core: _Core, taken: set[str]) -> Site:
     every = dict.fromkeys(node.name for nodes in projections.values() for node in nodes)
     names = tuple(node.name for node in exits)
     reason = core.obstacle or obstacle or _not_compressed(kind)
-    reason = reason or _leaks(core.output.graph, every, names)
+    reason = reason or _unprojected(projections) or _leaks(core.output.graph, every, names)
     return Site(
         name=_name(core.output, taken),
         kind=kind,
@@ -165,9 +165,15 @@ def _not_compressed(kind: SiteKind) -> str:
     return "" if kind == "self" else f"{kind}-attention is left alone"
 
 
+def _unprojected(projections: dict[str, tuple[fx.Node, ...]]) -> str:
+    missing = [name for name, nodes in projections.items() if not nodes]
+    return f"its {missing[0]} comes from no projection" if missing else ""
+
+
 def _kind(core: _Core, projections: dict[str, tuple[fx.Node, ...]]) -> SiteKind:
+    unprojected = {"query": core.query, "key": core.key, "value": core.value}
     entries = {
-        name: {activation_of(node) for node in nodes} or {core.query}
+        name: {activation_of(node) for node in nodes} or {unprojected[name]}
         for name, nodes in projections.items()
     }
     if entries["query"] != entries["key"] or entries["key"] != entries["value"]:

@@ -48,12 +48,12 @@ class Window:
 
     def pairs(self, tokens: int) -> int:
         """Return how many (query, key) pairs are visible among `tokens` tokens."""
-        total = 0
-        for start in range(0, tokens, self.block):
-            stop = min(start + self.block, tokens)
-            first, last = self.keys_of(start, stop, tokens)
-            total += (stop - start) * (last - first)
-        return total
+        whole = (tokens - 1) // self.block
+        rest = tokens - whole * self.block
+        reach = self.radius // self.block
+        near = min(reach, max(whole - 1, 0))
+        among = whole + near * (2 * whole - near - 1)
+        return among * self.block**2 + 2 * min(reach, whole) * self.block * rest + rest**2
 
     def density(self, tokens: int) -> float:
         """Return the visible share of all pairs, in (0, 1]."""

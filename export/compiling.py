@@ -1,0 +1,165 @@
+"""Compile a schedule into a bundle."""
+
+from collections.abc import Callable, Mapping
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from ditc.passes import Bucket, Program, Schedule, Slot, multiply_adds
+from ditc.passes.graphs import flat_outputs
+from ditc.runtime.errors import LoweringError
+from ditc.runtime.manifest import (
+    BucketInfo,
+    InputInfo,
+    Manifest,
+    ModelInfo,
+    OutputInfo,
+    SlotInfo,
+)
+from ditc.runtime.sampler import SamplerTable
+
+from .bundle import MANIFEST, records, staged
+from .onnx import Lowered, lower, save
+from .sampler import Scheduler, sampler_table
+from .weights import merge, write_store
+
+__all__ = ["compile"]
+
+TARGETS = ("onnx",)
+PRECISIONS = ("fp32",)
+WEIGHTS = "weights.safetensors"
+CONDITIONING = "conditioning.safetensors"
+PLAN = "plan.json"
+
+
+def compile(  # noqa: A001 (the contract's name)
+    sched: Schedule,
+    out_dir: str | Path,
+    target: str = "onnx",
+    precision: str = "fp32",
+    sampler: object = None,
+    *,
+    progress: Callable[[], object] | None = None,
+) -> Path:
+    """Lower every bucket of a schedule and write the bundle.
+
+    Args:
+        sched: what to compile.
+        out_dir: the bundle's folder; a bundle that lies there is replaced once the new one is
+            complete.
+        target: `onnx`.
+        precision: `fp32`.
+        sampler: a diffusers scheduler whose coefficients go into the bundle, so that it can
+            generate; None for a bundle that is only stepped.
+        progress: called after each bucket.
+
+    Returns:
+        The bundle's folder.
+
+    Raises:
+        LoweringError: if target or precision are unknown, a graph can't be expressed, or the
+            scheduler isn't linear.
+        PassError: if a method of the plan can't be applied.
+        BundleError: if the bundle can't be written there. Nothing half-written is left.
+    """
+    _check_choice("target", target, TARGETS)
+    _check_choice("precision", precision, PRECISIONS)
+    table = _table(sampler, sched.steps)
+    place = Path(out_dir)
+    with staged(place) as folder:
+        lowered: dict[str, Lowered] = {}
+        for bucket in sched.buckets:
+            lowered[bucket.name] = lower(bucket)
+            if progress is not None:
+                progress()
+        weights = merge(part.weights for part in lowered.values())
+        placed = write_store(weights, folder / WEIGHTS)
+        for bucket in sched.buckets:
+            save(lowered[bucket.name], folder / _file(bucket), WEIGHTS, placed)
+        sched.plan.save(folder / PLAN)
+        save_file(_conditioning(sched.program), folder / CONDITIONING)
+        manifest = Manifest(
+            ditc=version("ditc"),
+            target=target,
+            precision=precision,
+            model=ModelInfo(
+                class_name=sched.program.identity.model,
+                config_sha256=sched.program.identity.config_sha256,
+            ),
+            cfg=sched.program.cfg,
+            steps=sched.steps,
+            inputs=_inputs(sched.program),
+            outputs=_outputs(sched.program),
+            slots=tuple(_slot(slot) for slot in sched.slots),
+            buckets=tuple(_bucket(bucket, lowered[bucket.name]) for bucket in sched.buckets),
+            sampler=table,
+            files=records(folder),
+        )
+        (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
+    return place
+
+
+def _check_choice(what: str, given: str, known: tuple[str, ...]) -> None:
+    if given not in known:
+        raise LoweringError(f"{what} {given!r} is not known: expected {' or '.join(known)}")
+
+
+def _table(sampler: object, steps: int) -> SamplerTable | None:
+    if sampler is None:
+        return None
+    if not isinstance(sampler, Scheduler):
+        raise LoweringError(
+            f"sampler is {type(sampler).__name__}, expected a diffusers scheduler or None"
+        )
+    return sampler_table(sampler, steps)
+
+
+def _file(bucket: Bucket) -> str:
+    return f"{bucket.name}.onnx"
+
+
+def _dtype(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _inputs(program: Program) -> tuple[InputInfo, ...]:
+    return tuple(
+        InputInfo(entry.name, entry.shape, _dtype(entry.dtype), entry.role)
+        for entry in program.inputs
+    )
+
+
+def _outputs(program: Program) -> tuple[OutputInfo, ...]:
+    values = [node.meta["val"] for node in flat_outputs(program.graph_module.graph)]
+    return tuple(
+        OutputInfo(name, tuple(value.shape), _dtype(value.dtype))
+        for name, value in zip(program.outputs, values, strict=True)
+    )
+
+
+def _slot(slot: Slot) -> SlotInfo:
+    return SlotInfo(slot.name, slot.site, slot.kind, slot.shape, _dtype(slot.dtype))
+
+
+def _bucket(bucket: Bucket, lowered: Lowered) -> BucketInfo:
+    return BucketInfo(
+        name=bucket.name,
+        graph=_file(bucket),
+        steps=bucket.steps,
+        inputs=tuple(entry.name for entry in bucket.program.inputs),
+        reads=tuple(slot.name for slot in bucket.reads),
+        writes=tuple(slot.name for slot in bucket.writes),
+        methods={name: str(method) for name, method in bucket.methods.items()},
+        multiply_adds=multiply_adds(bucket.graph_module.graph),
+        weights=tuple(sorted(lowered.weights)),
+    )
+
+
+def _conditioning(program: Program) -> Mapping[str, torch.Tensor]:
+    return {
+        entry.name: program.example[entry.name].contiguous()
+        for entry in program.inputs
+        if entry.role == "condition"
+    }

@@ -1,0 +1,109 @@
+"""What must hold between the fields of a manifest."""
+
+from collections import Counter
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from .errors import BundleError
+from .slots import needed_writes
+
+if TYPE_CHECKING:
+    from .manifest import BucketInfo, Manifest
+
+__all__ = ["check_manifest"]
+
+
+def check_manifest(manifest: "Manifest") -> None:
+    """Check a manifest against itself.
+
+    Raises:
+        BundleError: if names repeat or are unknown, a step is in no bucket or several, a read has
+            no earlier write, the batch has no halves, or a file that must be there isn't listed.
+    """
+    _check_names(manifest)
+    _check_steps(manifest)
+    for bucket in manifest.buckets:
+        _check_bucket(manifest, bucket)
+    needed_writes(manifest.steps, manifest.buckets)
+    _check_halves(manifest)
+    if manifest.sampler is not None and manifest.sampler.steps != manifest.steps:
+        raise BundleError(
+            f"sampler: has {manifest.sampler.steps} steps, expected the bundle's {manifest.steps}"
+        )
+    _check_listed(manifest)
+
+
+def _check_names(manifest: "Manifest") -> None:
+    if not manifest.outputs:
+        raise BundleError("outputs: is empty, expected at least one output")
+    inputs = [info.name for info in manifest.inputs]
+    outputs = [info.name for info in manifest.outputs]
+    slots = [info.name for info in manifest.slots]
+    _check_unique("inputs and slots", [*inputs, *slots])
+    _check_unique("outputs and slots", [*outputs, *slots])
+    _check_unique("buckets", [bucket.name for bucket in manifest.buckets])
+    for role in ("latents", "timestep"):
+        if sum(info.role == role for info in manifest.inputs) > 1:
+            raise BundleError(f"inputs: several have the role {role!r}, expected at most one")
+
+
+def _check_unique(where: str, names: Iterable[str]) -> None:
+    for name, count in Counter(names).items():
+        if count > 1:
+            raise BundleError(f"{where}: {count} are named {name!r}, expected each name once")
+
+
+def _check_steps(manifest: "Manifest") -> None:
+    held = Counter(step for bucket in manifest.buckets for step in bucket.steps)
+    for step in range(manifest.steps):
+        if held[step] != 1:
+            raise BundleError(f"buckets: {held[step]} hold step {step}, expected exactly one")
+    for step in held:
+        if not 0 <= step < manifest.steps:
+            raise BundleError(
+                f"buckets: one holds step {step}, expected steps 0 to {manifest.steps - 1}"
+            )
+
+
+def _check_bucket(manifest: "Manifest", bucket: "BucketInfo") -> None:
+    where = f"bucket {bucket.name!r}"
+    inputs = {info.name for info in manifest.inputs}
+    slots = {info.name for info in manifest.slots}
+    if not bucket.steps:
+        raise BundleError(f"{where}: has no steps, expected at least one")
+    for field, names, known in (
+        ("inputs", bucket.inputs, inputs),
+        ("reads", bucket.reads, slots),
+        ("writes", bucket.writes, slots),
+    ):
+        for name in names:
+            if name not in known:
+                listed = ", ".join(sorted(known)) or "none"
+                raise BundleError(f"{where}: {field} names {name!r}, expected one of {listed}")
+    both = sorted(set(bucket.reads) & set(bucket.writes))
+    if both:
+        raise BundleError(f"{where}: both reads and writes slot {both[0]!r}, expected one of them")
+    if bucket.graph not in manifest.files:
+        raise BundleError(f"{where}: its graph {bucket.graph!r} isn't in files, expected its hash")
+
+
+def _check_halves(manifest: "Manifest") -> None:
+    latents = manifest.input_of("latents")
+    if manifest.cfg is None or latents is None:
+        return
+    if not latents.shape or latents.shape[0] % 2:
+        raise BundleError(
+            f"input {latents.name!r}: has shape {list(latents.shape)}, expected an even batch "
+            f"for the two halves of cfg {manifest.cfg!r}"
+        )
+
+
+def _check_listed(manifest: "Manifest") -> None:
+    expected = []
+    if any(bucket.weights for bucket in manifest.buckets):
+        expected.append("weights.safetensors")
+    if manifest.input_of("condition") is not None:
+        expected.append("conditioning.safetensors")
+    for path in expected:
+        if path not in manifest.files:
+            raise BundleError(f"files: {path!r} is missing, compile the bundle again")

@@ -1,0 +1,52 @@
+"""The seam to what runs graphs: a backend loads a bundle's buckets, an engine runs one of them."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from .manifest import Manifest
+
+__all__ = ["Array", "Backend", "Engine"]
+
+Array = npt.NDArray[np.generic]
+
+
+class Engine(Protocol):
+    """One loaded bucket, its slots bound at load to buffers that all engines of a bundle share."""
+
+    def run(self, arrays: Mapping[str, Array]) -> dict[str, Array]:
+        """Run one step; slots are read and written in place.
+
+        Args:
+            arrays: the bucket's program inputs by name, C-contiguous, of the manifest's shapes
+                and dtypes.
+
+        Returns:
+            Every program output by name, in arrays that belong to the caller.
+
+        Raises:
+            EngineError: if the engine fails; the message names the bucket.
+        """
+        ...
+
+
+class Backend(Protocol):
+    """Loads buckets for one kind of engine."""
+
+    def load(
+        self, root: Path, manifest: Manifest, weights: Mapping[str, Array]
+    ) -> Mapping[str, Engine]:
+        """Return an engine for every bucket, by bucket name.
+
+        Args:
+            root: the bundle's folder, its files already checked.
+            manifest: what to load.
+            weights: the weight store, read-only views of one memory map.
+
+        Raises:
+            EngineError: if what is asked for isn't there.
+        """
+        ...

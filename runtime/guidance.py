@@ -1,0 +1,131 @@
+"""Classifier-free guidance on a batch of two halves (Ho and Salimans 2022, arXiv 2207.12598)."""
+
+from collections.abc import Mapping
+
+import numpy as np
+import numpy.typing as npt
+
+from .engine import Array
+from .errors import EngineError
+from .inputs import check_array, check_names
+from .manifest import InputInfo, Manifest
+
+__all__ = ["Latents", "condition", "guide", "join", "latents_shape"]
+
+Latents = npt.NDArray[np.float32]
+
+
+def latents_shape(manifest: Manifest, latents: InputInfo) -> tuple[int, ...]:
+    """Return the shape of the latents a sampler sees: half the model's batch under guidance."""
+    batch, *rest = latents.shape
+    return (batch // 2 if manifest.cfg else batch, *rest)
+
+
+def join(cfg: str | None, conditional: Array, unconditional: Array) -> Array:
+    """Return the full batch from its halves, in the layout's order."""
+    halves = [conditional, unconditional]
+    return np.concatenate(halves if cfg == "cond-first" else halves[::-1])
+
+
+def split(cfg: str | None, batch: Array) -> tuple[Array, Array]:
+    """Return the conditional and the unconditional half of a full batch."""
+    first, second = np.split(batch, 2)
+    return (first, second) if cfg == "cond-first" else (second, first)
+
+
+def guide(cfg: str | None, output: Array, scale: float, shape: tuple[int, ...]) -> Latents:
+    """Return what the sampler takes from a model output, float32 of `shape`.
+
+    A model that also predicts a variance returns twice the channels, of which the first half
+    counts. Under guidance it is `u + scale * (c - u)` from the halves c and u.
+
+    Raises:
+        EngineError: if the output has another shape.
+    """
+    if len(shape) > 1 and output.ndim > 1 and output.shape[1] == 2 * shape[1]:
+        output = output[:, : shape[1]]
+    full = (2 * shape[0] if cfg else shape[0], *shape[1:])
+    if output.shape != full:
+        raise EngineError(
+            f"the model's first output has shape {output.shape}, expected {full} like the latents; "
+            "use step() and a loop of your own"
+        )
+    values = np.asarray(output, np.float32)
+    if cfg is None:
+        return values
+    conditional, unconditional = (np.asarray(half, np.float32) for half in split(cfg, values))
+    guided: Latents = unconditional + np.float32(scale) * (conditional - unconditional)
+    return guided
+
+
+def condition(
+    manifest: Manifest,
+    recorded: Mapping[str, Array],
+    given: Mapping[str, npt.ArrayLike],
+    negative: Mapping[str, npt.ArrayLike],
+) -> dict[str, Array]:
+    """Return every conditioning input in full, from what was given and what was recorded.
+
+    Args:
+        manifest: says the inputs and which half is which.
+        recorded: the conditioning of the call that was compiled, in full.
+        given: by name, in full, or the conditional half where there is guidance.
+        negative: by name, the unconditional half.
+
+    Raises:
+        EngineError: if a name or shape isn't expected, or a half is given twice.
+    """
+    names = [info.name for info in manifest.inputs if info.role == "condition"]
+    check_names("conditioning", given, names)
+    check_names("negative conditioning", negative, names)
+    if negative and manifest.cfg is None:
+        raise EngineError("negative conditioning was given, but the bundle has no guidance")
+    return {
+        info.name: _fill(manifest, info, recorded[info.name], given, negative)
+        for info in manifest.inputs
+        if info.role == "condition"
+    }
+
+
+def _fill(
+    manifest: Manifest,
+    info: InputInfo,
+    recorded: Array,
+    given: Mapping[str, npt.ArrayLike],
+    negative: Mapping[str, npt.ArrayLike],
+) -> Array:
+    name = info.name
+    half = _half_shape(manifest, info)
+    if name in negative and half is None:
+        raise EngineError(f"negative {name!r} was given, but {name!r} has no halves; give it whole")
+    value = given.get(name)
+    if value is not None and np.shape(value) == info.shape:
+        if name in negative:
+            raise EngineError(f"{name!r} was given in full, so negative {name!r} has no place")
+        return check_array(info, value)
+    if half is None:
+        return recorded if value is None else check_array(info, value)
+    conditional, unconditional = split(manifest.cfg, recorded)
+    if value is not None:
+        _check_either(name, np.shape(value), info.shape, half)
+        conditional = check_array(info, value, half)
+    if name in negative:
+        unconditional = check_array(info, negative[name], half)
+    return np.ascontiguousarray(join(manifest.cfg, conditional, unconditional))
+
+
+def _check_either(
+    name: str, found: tuple[int, ...], full: tuple[int, ...], half: tuple[int, ...]
+) -> None:
+    if found != half:
+        raise EngineError(
+            f"input {name!r} has shape {found}, expected {half} for the conditional half "
+            f"or {full} for both"
+        )
+
+
+def _half_shape(manifest: Manifest, info: InputInfo) -> tuple[int, ...] | None:
+    latents = manifest.input_of("latents")
+    if manifest.cfg is None or latents is None or info.shape[:1] != latents.shape[:1]:
+        return None
+    return (info.shape[0] // 2, *info.shape[1:])

@@ -1,0 +1,80 @@
+"""What callers give: checked against the manifest, cast where nothing is lost in kind."""
+
+from collections.abc import Iterable
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from .engine import Array
+from .errors import EngineError
+
+__all__ = ["check_array", "check_finite", "check_names"]
+
+KINDS = {"f": "float", "i": "integer", "u": "integer", "b": "bool"}
+
+
+class _Tensor(Protocol):
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    @property
+    def dtype(self) -> str: ...
+
+
+def check_names(what: str, given: Iterable[str], expected: Iterable[str]) -> None:
+    """Raise EngineError if a name is given that isn't expected; `what` is a noun as "input"."""
+    known = list(expected)
+    for name in given:
+        if name not in known:
+            listed = ", ".join(known) or "none"
+            raise EngineError(f"unknown {what} {name!r}, expected {listed}")
+
+
+def check_array(info: _Tensor, value: npt.ArrayLike, shape: tuple[int, ...] | None = None) -> Array:
+    """Return `value` as a C-contiguous array of the input's dtype and shape.
+
+    Floats are cast to floats, integers to integers that hold them; nothing else is cast.
+
+    Args:
+        info: the input's name, shape and dtype.
+        value: anything numpy makes an array of.
+        shape: another shape to expect in place of the input's, as half its batch.
+
+    Raises:
+        EngineError: if kind, shape or range don't fit, or a float isn't finite.
+    """
+    found = np.asarray(value)
+    dtype = np.dtype(info.dtype)
+    expected = info.shape if shape is None else shape
+    if KINDS.get(found.dtype.kind) != KINDS[dtype.kind]:
+        raise EngineError(
+            f"input {info.name!r} has dtype {found.dtype}, expected {info.dtype}; convert it first"
+        )
+    if found.shape != expected:
+        raise EngineError(f"input {info.name!r} has shape {found.shape}, expected {expected}")
+    check_finite(f"input {info.name!r}", found)
+    with np.errstate(over="ignore"):
+        cast = np.ascontiguousarray(found, dtype)
+    if dtype.kind in "iu" and not np.array_equal(cast, found):
+        raise EngineError(f"input {info.name!r} holds integers beyond {info.dtype}")
+    check_finite(f"input {info.name!r} as {info.dtype}", cast)
+    return cast
+
+
+def check_finite(what: str, array: Array) -> None:
+    """Raise EngineError if a float isn't finite; says how many and where the first is."""
+    if array.dtype.kind != "f":
+        return
+    finite = np.isfinite(array)
+    if finite.all():
+        return
+    first = tuple(int(index) for index in np.argwhere(~finite)[0])
+    count = finite.size - int(np.count_nonzero(finite))
+    raise EngineError(
+        f"{what} has {count} values that are NaN or infinite, the first at {first}; "
+        "expected finite numbers"
+    )

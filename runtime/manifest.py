@@ -1,0 +1,181 @@
+"""The manifest of a bundle: what it computes, its buckets, and the digest of every file.
+
+The exporter builds a `Manifest` and writes `to_json()`; the runtime reads it with `from_json`,
+which trusts nothing. `consistency.py` holds the rules that span several fields.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+
+from .consistency import check_manifest
+from .entries import (
+    MAX_COUNT,
+    MAX_STEPS,
+    BucketInfo,
+    FileInfo,
+    InputInfo,
+    ModelInfo,
+    OutputInfo,
+    SlotInfo,
+)
+from .errors import BundleError
+from .fields import (
+    canonical_json,
+    digest_of,
+    load_json,
+    read_choice,
+    read_integer,
+    read_list,
+    read_mapping,
+    read_name,
+    read_object,
+    read_string,
+)
+from .files import check_relative
+from .sampler import JsonValue, SamplerTable
+
+__all__ = [
+    "CONDITIONING_FILE",
+    "FORMAT",
+    "MANIFEST_FILE",
+    "PLAN_FILE",
+    "VERSION",
+    "WEIGHTS_FILE",
+    "BucketInfo",
+    "FileInfo",
+    "InputInfo",
+    "Manifest",
+    "ModelInfo",
+    "OutputInfo",
+    "SlotInfo",
+]
+
+FORMAT = "ditc-bundle"
+VERSION = 1
+MANIFEST_FILE = "manifest.json"
+PLAN_FILE = "plan.json"
+WEIGHTS_FILE = "weights.safetensors"
+CONDITIONING_FILE = "conditioning.safetensors"
+CFG_LAYOUTS = ("cond-first", "uncond-first", None)
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """All that a runtime must know of a bundle before it opens any other file.
+
+    Attributes:
+        ditc: the version of ditc that wrote it.
+        target: what the buckets were lowered to, as "onnx".
+        precision: as "fp32".
+        model: what was compiled.
+        cfg: "cond-first" or "uncond-first" where the batch holds both halves of classifier-free
+            guidance, None where it doesn't.
+        steps: how many steps there are, T.
+        inputs: the program's inputs.
+        outputs: the program's outputs; the first is what the sampler takes.
+        slots: the buffers between steps.
+        buckets: the graphs; each step is in exactly one.
+        sampler: the sampler's coefficients; None where the caller has its own loop.
+        files: every file but the manifest, by path with forward slashes.
+
+    Raises:
+        BundleError: if the fields contradict each other; the message names the field.
+    """
+
+    ditc: str
+    target: str
+    precision: str
+    model: ModelInfo
+    cfg: str | None
+    steps: int
+    inputs: tuple[InputInfo, ...]
+    outputs: tuple[OutputInfo, ...]
+    slots: tuple[SlotInfo, ...]
+    buckets: tuple[BucketInfo, ...]
+    sampler: SamplerTable | None
+    files: Mapping[str, FileInfo]
+
+    def __post_init__(self) -> None:
+        check_manifest(self)
+
+    def bucket_of(self, step: int) -> BucketInfo:
+        """Return the bucket that runs `step`, which must be one of 0 to T-1."""
+        return next(bucket for bucket in self.buckets if step in bucket.steps)
+
+    def input_of(self, role: str) -> InputInfo | None:
+        """Return the first input of a role, or None where there is none."""
+        return next((info for info in self.inputs if info.role == role), None)
+
+    def to_json(self) -> str:
+        """Return the canonical JSON text, with the digest in it; equal manifests, equal text."""
+        body = self._body()
+        return canonical_json({**body, "digest": digest_of(body)})
+
+    def _body(self) -> dict[str, JsonValue]:
+        return {
+            "format": FORMAT,
+            "version": VERSION,
+            "ditc": self.ditc,
+            "target": self.target,
+            "precision": self.precision,
+            "model": self.model.to_json(),
+            "cfg": self.cfg,
+            "steps": self.steps,
+            "inputs": [info.to_json() for info in self.inputs],
+            "outputs": [info.to_json() for info in self.outputs],
+            "slots": [info.to_json() for info in self.slots],
+            "buckets": [info.to_json() for info in self.buckets],
+            "sampler": None if self.sampler is None else self.sampler.to_json(),
+            "files": {path: info.to_json() for path, info in self.files.items()},
+        }
+
+    @classmethod
+    def from_json(cls, text: str) -> "Manifest":
+        """Return the manifest that `to_json` wrote.
+
+        Raises:
+            BundleError: if the text is anything else: another format, a newer version, changed
+                since it was written, or at odds with itself. The message names the field.
+        """
+        value = _read_version(load_json(text, MANIFEST_FILE))
+        names = [field.name for field in fields(cls)]
+        found = read_object(value, MANIFEST_FILE, ["format", "version", "digest", *names])
+        body = {key: item for key, item in value.items() if key != "digest"}
+        if found["digest"] != digest_of(body):
+            raise BundleError(
+                f"{MANIFEST_FILE}: the digest is {found['digest']!r}, expected {digest_of(body)!r}"
+                " from its content; it was changed, copy or compile the bundle again"
+            )
+        files = read_mapping(found["files"], "files")
+        return cls(
+            ditc=read_string(found["ditc"], "ditc"),
+            target=read_name(found["target"], "target"),
+            precision=read_name(found["precision"], "precision"),
+            model=ModelInfo.from_json(found["model"], "model"),
+            cfg=read_choice(found["cfg"], "cfg", CFG_LAYOUTS),
+            steps=read_integer(found["steps"], "steps", 1, MAX_STEPS),
+            inputs=read_list(found["inputs"], "inputs", InputInfo.from_json),
+            outputs=read_list(found["outputs"], "outputs", OutputInfo.from_json),
+            slots=read_list(found["slots"], "slots", SlotInfo.from_json),
+            buckets=read_list(found["buckets"], "buckets", BucketInfo.from_json),
+            sampler=None if found["sampler"] is None else SamplerTable.from_json(found["sampler"]),
+            files={
+                check_relative(path, "files"): FileInfo.from_json(info, f"files.{path}")
+                for path, info in files.items()
+            },
+        )
+
+
+def _read_version(value: JsonValue) -> dict[str, JsonValue]:
+    if not isinstance(value, dict) or value.get("format") != FORMAT:
+        found = value.get("format") if isinstance(value, dict) else value
+        raise BundleError(
+            f"{MANIFEST_FILE}: the format is {found!r}, expected {FORMAT!r}; this is no ditc bundle"
+        )
+    version = read_integer(value.get("version"), "version", 1, MAX_COUNT)
+    if version > VERSION:
+        raise BundleError(
+            f"{MANIFEST_FILE}: version {version} was written by a newer ditc "
+            f"({value.get('ditc')!r}), expected at most version {VERSION}; upgrade ditc"
+        )
+    return value

@@ -1,0 +1,44 @@
+"""An engine that computes nothing, so that all around it is tested without an inference engine."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from .engine import Array
+from .manifest import Manifest
+
+__all__ = ["NullBackend", "NullEngine"]
+
+
+@dataclass
+class NullBackend:
+    """Loads engines that return zeros.
+
+    Attributes:
+        calls: the bucket's name and the inputs of every run, oldest first.
+    """
+
+    calls: list[tuple[str, dict[str, Array]]] = field(default_factory=list)
+
+    def load(
+        self, root: Path, manifest: Manifest, weights: Mapping[str, Array]
+    ) -> dict[str, "NullEngine"]:
+        """Return an engine a bucket; all of them note their runs in `calls`."""
+        del root, weights
+        return {bucket.name: NullEngine(bucket.name, manifest, self) for bucket in manifest.buckets}
+
+
+@dataclass(frozen=True)
+class NullEngine:
+    """Returns zeros of the outputs' shapes and dtypes."""
+
+    bucket: str
+    manifest: Manifest
+    backend: NullBackend
+
+    def run(self, arrays: Mapping[str, Array]) -> dict[str, Array]:
+        """Note the inputs and return zeros."""
+        self.backend.calls.append((self.bucket, {name: a.copy() for name, a in arrays.items()}))
+        return {info.name: np.zeros(info.shape, info.dtype) for info in self.manifest.outputs}

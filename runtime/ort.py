@@ -1,0 +1,254 @@
+"""Run buckets in ONNX Runtime: one session a bucket, one copy of the weights, slots in place.
+
+On the CPU the sessions share what they can. Weights are OrtValues over one memory map and are not
+prepacked, since ONNX Runtime packs a copy for every session. One arena serves the activations of
+all sessions. Threads of idle sessions sleep and don't spin.
+"""
+
+import functools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from .engine import Array
+from .errors import BundleError, EngineError
+from .manifest import BucketInfo, Manifest
+
+if TYPE_CHECKING:
+    from onnxruntime import InferenceSession, OrtValue, SessionOptions
+
+__all__ = ["OrtBackend", "OrtEngine"]
+
+CPU = "CPUExecutionProvider"
+EXTRAS = {
+    CPU: "ort",
+    "CUDAExecutionProvider": "cuda",
+    "TensorrtExecutionProvider": "cuda",
+}
+DEVICES = {
+    "CUDAExecutionProvider": "cuda",
+    "TensorrtExecutionProvider": "cuda",
+    "NvTensorRTRTXExecutionProvider": "cuda",
+    "DmlExecutionProvider": "dml",
+}
+ERRORS_ONLY = 3
+
+
+@dataclass(frozen=True)
+class OrtBackend:
+    """Loads buckets into ONNX Runtime.
+
+    Attributes:
+        providers: execution providers by ONNX Runtime's names, most wanted first. Where the CPU
+            isn't among them, nothing runs on it.
+        threads: threads within an operator; None for as many as ONNX Runtime finds cores.
+        prepack: whether each session keeps its weights a second time in the layout its kernels
+            like: faster at few rows, a model's weights in memory for every bucket.
+    """
+
+    providers: Sequence[str] = (CPU,)
+    threads: int | None = None
+    prepack: bool = False
+
+    def load(
+        self, root: Path, manifest: Manifest, weights: Mapping[str, Array]
+    ) -> dict[str, "OrtEngine"]:
+        """Return a session a bucket, all bound to the same slot buffers.
+
+        Raises:
+            EngineError: if ONNX Runtime or a provider isn't installed, a provider gave way to
+                another, or a graph doesn't load.
+            BundleError: if a graph uses a weight that isn't in the store.
+        """
+        ort = _import_onnxruntime()
+        _check_providers(ort, self.providers)
+        used = {name for bucket in manifest.buckets for name in bucket.weights}
+        _check_weights(manifest, weights)
+        values = {name: ort.OrtValue.ortvalue_from_numpy(weights[name]) for name in sorted(used)}
+        sessions = {
+            bucket.name: self._open_session(ort, root, bucket, values)
+            for bucket in manifest.buckets
+        }
+        slots = _allocate_slots(ort, manifest, DEVICES.get(self.providers[0], "cpu"))
+        return {
+            bucket.name: OrtEngine(manifest, bucket, sessions[bucket.name], slots)
+            for bucket in manifest.buckets
+        }
+
+    def _open_session(
+        self, ort: ModuleType, root: Path, bucket: BucketInfo, values: Mapping[str, "OrtValue"]
+    ) -> "InferenceSession":
+        options = self._options(ort, root)
+        for name in bucket.weights:
+            options.add_initializer(name, values[name])
+        graph = (root / bucket.graph).read_bytes()
+        try:
+            session: InferenceSession = ort.InferenceSession(
+                graph, options, providers=list(self.providers)
+            )
+        except Exception as error:
+            raise EngineError(
+                f"bucket {bucket.name!r}: ONNX Runtime {ort.__version__} can't load "
+                f"{bucket.graph} on {', '.join(self.providers)}: {error}"
+            ) from error
+        session.disable_fallback()
+        _check_given(bucket, self.providers, session.get_providers())
+        return session
+
+    def _options(self, ort: ModuleType, root: Path) -> "SessionOptions":
+        options = ort.SessionOptions()
+        options.log_severity_level = ERRORS_ONLY
+        if self.threads is not None:
+            options.intra_op_num_threads = self.threads
+        entries = {
+            "session.model_external_initializers_file_folder_path": str(root),
+            "session.intra_op.allow_spinning": "0",
+            "session.disable_prepacking": "0" if self.prepack else "1",
+        }
+        if CPU not in self.providers:
+            entries["session.disable_cpu_ep_fallback"] = "1"
+        if tuple(self.providers) == (CPU,):
+            _register_shared_arena()
+            entries["session.use_env_allocators"] = "1"
+            options.enable_mem_pattern = False
+        for key, value in entries.items():
+            options.add_session_config_entry(key, value)
+        return options
+
+
+class OrtEngine:
+    """A session with its slots bound once, as inputs where it reads and outputs where it writes.
+
+    Attributes:
+        slots: the buffers of all slots of the bundle, the same for each of its engines.
+    """
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        bucket: BucketInfo,
+        session: "InferenceSession",
+        slots: Mapping[str, "OrtValue"],
+        weights: Mapping[str, "OrtValue"],
+    ) -> None:
+        _check_interface(manifest, bucket, session)
+        self._weights = weights  # the session refers to their memory without owning it
+        self.slots = slots
+        self._bucket = bucket
+        self._outputs = manifest.outputs
+        self._session = session
+        self._binding = session.io_binding()
+        for slot in bucket.reads:
+            self._binding.bind_ortvalue_input(slot, slots[slot])
+        for slot in bucket.writes:
+            self._binding.bind_ortvalue_output(slot, slots[slot])
+
+    def run(self, arrays: Mapping[str, Array]) -> dict[str, Array]:
+        """Run one step on the caller's own input and output memory; see `Engine.run`."""
+        outputs: dict[str, Array] = {
+            info.name: np.empty(info.shape, info.dtype) for info in self._outputs
+        }
+        try:
+            for name, array in arrays.items():
+                self._binding.bind_cpu_input(name, array)
+            for name, array in outputs.items():
+                self._binding.bind_output(
+                    name, "cpu", 0, array.dtype, array.shape, array.ctypes.data
+                )
+            self._session.run_with_iobinding(self._binding)
+        except Exception as error:
+            raise EngineError(
+                f"bucket {self._bucket.name!r}: ONNX Runtime failed: {error}"
+            ) from error
+        return outputs
+
+
+def _import_onnxruntime() -> ModuleType:
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise EngineError(
+            f"ONNX Runtime can't be imported ({error}); run `pip install ditc[ort]`, "
+            "or `pip install ditc[cuda]` for NVIDIA GPUs"
+        ) from error
+    module: ModuleType = onnxruntime
+    return module
+
+
+@functools.cache
+def _register_shared_arena() -> None:
+    """Give the process one arena for the activations of all sessions that ask for it."""
+    ort = _import_onnxruntime()
+    memory = ort.OrtMemoryInfo(
+        "Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT
+    )
+    as_requested = 1
+    ort.create_and_register_allocator(
+        memory, ort.OrtArenaCfg({"arena_extend_strategy": as_requested})
+    )
+
+
+def _check_providers(ort: ModuleType, providers: Sequence[str]) -> None:
+    available = ort.get_available_providers()
+    if not providers:
+        raise EngineError(f"no provider was given, expected some of {', '.join(available)}")
+    for provider in providers:
+        if provider not in available:
+            extra = EXTRAS.get(provider)
+            way = f"run `pip install ditc[{extra}]`" if extra else "install a build that has it"
+            raise EngineError(
+                f"the provider {provider!r} isn't in this ONNX Runtime {ort.__version__}, which "
+                f"has {', '.join(available)}; {way}"
+            )
+
+
+def _allocate_slots(ort: ModuleType, manifest: Manifest, device: str) -> dict[str, "OrtValue"]:
+    try:
+        return {
+            slot.name: ort.OrtValue.ortvalue_from_shape_and_type(
+                slot.shape, np.dtype(slot.dtype), device, 0
+            )
+            for slot in manifest.slots
+        }
+    except Exception as error:
+        raise EngineError(
+            f"ONNX Runtime {ort.__version__} can't allocate {len(manifest.slots)} slots on "
+            f"{device}: {error}"
+        ) from error
+
+
+def _check_given(bucket: BucketInfo, asked: Sequence[str], given: Sequence[str]) -> None:
+    for provider in asked:
+        if provider not in given:
+            raise EngineError(
+                f"bucket {bucket.name!r}: asked for {provider!r}, ONNX Runtime gave "
+                f"{', '.join(given)}; check the provider's driver and libraries, or ask for {CPU!r}"
+            )
+
+
+def _check_weights(manifest: Manifest, weights: Mapping[str, Array]) -> None:
+    for bucket in manifest.buckets:
+        for name in bucket.weights:
+            if name not in weights:
+                raise BundleError(
+                    f"bucket {bucket.name!r}: uses the weight {name!r}, which isn't among the "
+                    f"{len(weights)} in weights.safetensors; compile the bundle again"
+                )
+
+
+def _check_interface(manifest: Manifest, bucket: BucketInfo, session: "InferenceSession") -> None:
+    outputs = [info.name for info in manifest.outputs]
+    for what, found, expected in (
+        ("inputs", session.get_inputs(), {*bucket.inputs, *bucket.reads}),
+        ("outputs", session.get_outputs(), {*outputs, *bucket.writes}),
+    ):
+        names = {argument.name for argument in found}
+        if names != expected:
+            raise BundleError(
+                f"bucket {bucket.name!r}: {bucket.graph} has the {what} {sorted(names)}, "
+                f"expected {sorted(expected)}; compile the bundle again"
+            )

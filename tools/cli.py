@@ -1,0 +1,186 @@
+"""The `ditc` command: arguments in, one function a command, exit codes out.
+
+Exit codes: 0 done, 1 the input is at fault (one line on standard error), 2 usage.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import TypeAlias
+
+from ditc.runtime.errors import DitcError
+
+__all__ = ["main"]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code."""
+    options = _parser().parse_args(arguments)
+    try:
+        options.run(options)
+    except DitcError as error:
+        sys.stderr.write(f"ditc: {error}\n")
+        return 1
+    except ImportError as error:
+        sys.stderr.write(f"ditc: {_missing(error)}\n")
+        return 1
+    except KeyboardInterrupt:
+        sys.stderr.write("ditc: interrupted\n")
+        return 130
+    except BrokenPipeError:
+        sys.stderr.close()
+    return 0
+
+
+def _missing(error: ImportError) -> str:
+    name = (error.name or "").partition(".")[0]
+    if name in ("torch", "diffusers", "transformers", "onnx", "onnx_ir", "onnxscript"):
+        return f"{name} is not installed: pip install 'ditc[compile]'"
+    if name in ("torchmetrics", "matplotlib"):
+        return f"{name} is not installed: pip install 'ditc[dev]'"
+    return f"{error}"
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="ditc",
+        description="Compile diffusion transformers with compressed attention into engines.",
+    )
+    parser.add_argument("--version", action="version", version=f"ditc {version('ditc')}")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    _add_demo(commands)
+    _add_compile(commands)
+    _add_run(commands)
+    _add_inspect(commands)
+    _add_verify(commands)
+    _add_bench(commands)
+    return parser
+
+
+Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+
+
+def _add_demo(commands: Commands) -> None:
+    parser = commands.add_parser(
+        "demo", help="compile the shipped model, make images, compare with the uncompressed ones"
+    )
+    parser.add_argument("-o", "--out", type=Path, default=Path("out/demo"), help="folder to write")
+    parser.add_argument("--rounds", type=_positive, default=7, help="rounds of timing (7)")
+    parser.set_defaults(run=_demo)
+
+
+def _add_compile(commands: Commands) -> None:
+    parser = commands.add_parser("compile", help="compile a model and a plan into a bundle")
+    parser.add_argument(
+        "model", metavar="MODEL", help="pipeline folder, hub id, demo, or package.module:factory"
+    )
+    parser.add_argument("--plan", type=Path, required=True, help="plan file (JSON)")
+    parser.add_argument("-o", "--out", type=Path, required=True, help="bundle folder to write")
+    parser.add_argument("--target", default="onnx", help="what to lower to: onnx")
+    parser.add_argument("--precision", default="fp32", help="fp32")
+    parser.add_argument("--max-buckets", type=_positive, help="merge steps to so many graphs")
+    parser.add_argument("--samples", type=_positive, default=1, help="images at once (demo only)")
+    parser.add_argument("--call", default="{}", help="the pipeline's arguments as a JSON object")
+    parser.add_argument(
+        "--ignore-model", action="store_true", help="use a plan that was made for another model"
+    )
+    parser.set_defaults(run=_compile)
+
+
+def _add_run(commands: Commands) -> None:
+    parser = commands.add_parser("run", help="generate with a bundle; needs no torch")
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument("-o", "--out", type=Path, required=True, help=".png or .npy to write")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--guidance-scale", type=float, help="default: 4.0 where there is guidance")
+    parser.add_argument(
+        "--input",
+        action="append",
+        default=[],
+        metavar="NAME=VALUES",
+        help="conditioning: numbers with commas between, or a .npy file",
+    )
+    parser.add_argument(
+        "--negative", action="append", default=[], metavar="NAME=VALUES", help="unconditional half"
+    )
+    _add_engine_options(parser)
+    parser.set_defaults(run=_run)
+
+
+def _add_inspect(commands: Commands) -> None:
+    parser = commands.add_parser("inspect", help="show what a bundle or a plan holds")
+    parser.add_argument("path", type=Path, help="bundle folder or plan.json")
+    parser.add_argument("--json", action="store_true", help="for programs to read")
+    parser.set_defaults(run=_inspect)
+
+
+def _add_verify(commands: Commands) -> None:
+    parser = commands.add_parser("verify", help="check a bundle's files and run every bucket once")
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument("--json", action="store_true", help="for programs to read")
+    _add_engine_options(parser)
+    parser.set_defaults(run=_verify)
+
+
+def _add_bench(commands: Commands) -> None:
+    parser = commands.add_parser("bench", help="time every bucket, and a whole generation")
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument("--rounds", type=_positive, default=9, help="rounds of timing (9)")
+    parser.add_argument("--json", action="store_true", help="for programs to read")
+    _add_engine_options(parser)
+    parser.set_defaults(run=_bench)
+
+
+def _add_engine_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--provider", action="append", help="ONNX Runtime provider, CPUExecutionProvider if none"
+    )
+    parser.add_argument("--threads", type=_positive, help="threads within an operator")
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value} is not at least 1")
+    return value
+
+
+# Commands import what they need when they run: torch is there only where something is compiled.
+
+
+def _demo(options: argparse.Namespace) -> None:
+    from .demo import run_demo
+
+    run_demo(options.out, options.rounds)
+
+
+def _compile(options: argparse.Namespace) -> None:
+    from .building import build
+
+    build(options)
+
+
+def _run(options: argparse.Namespace) -> None:
+    from .running import generate
+
+    generate(options)
+
+
+def _inspect(options: argparse.Namespace) -> None:
+    from .inspecting import inspect
+
+    inspect(options.path, as_json=options.json)
+
+
+def _verify(options: argparse.Namespace) -> None:
+    from .running import verify
+
+    verify(options)
+
+
+def _bench(options: argparse.Namespace) -> None:
+    from .bench import bench
+
+    bench(options)

@@ -1,0 +1,226 @@
+"""`ditc demo`: the main job on the shipped model: compile, run, compare, report."""
+
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from ditc.export import compile as compile_bundle
+from ditc.passes import Plan, Recording, Schedule, schedule, schedule_cost
+from ditc.runtime import Bundle
+from ditc.runtime.sampler import SamplerState
+
+from .glyphs import CLASSES, NULL_CLASS, load_classifier
+from .images import comparison, to_bytes
+from .inspecting import bytes_by_part
+from .models import demo_recording
+from .progress import progress
+from .quality import Closeness, closeness
+from .timing import Timing, in_turn
+
+__all__ = ["GUIDANCE_SCALE", "PLAN", "Report", "run_demo"]
+
+PLAN = Path(__file__).parent / "demo_model" / "plan.json"
+GUIDANCE_SCALE = 4.0
+SHOWN = "DITC0123456789AQRSWXYZ"
+Images = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Report:
+    """What the demo found.
+
+    Attributes:
+        attention_left: share of the attention sites' multiply-adds that is left.
+        model_left: the same of the whole model.
+        predicted_speedup: what the multiply-adds promise, 1 / model_left.
+        measured_speedup: compressed against uncompressed engine, median of rounds.
+        per_image: wall time an image of `compressed`, `uncompressed` and `eager`.
+        closeness: compressed images against uncompressed ones.
+        accuracy: share of glyphs that the classifier reads as the class asked for.
+        bundle_bytes: bytes of the compressed bundle by part.
+        buckets: graphs in the compressed bundle.
+        samples: images behind accuracy and closeness.
+    """
+
+    attention_left: float
+    model_left: float
+    predicted_speedup: float
+    measured_speedup: float
+    per_image: dict[str, Timing]
+    closeness: Closeness
+    accuracy: dict[str, float]
+    bundle_bytes: dict[str, int]
+    buckets: int
+    samples: int
+
+
+def run_demo(out: Path, rounds: int = 7) -> Report:
+    """Compile the shipped model with and without its plan, run both, and write what came of it.
+
+    Args:
+        out: folder for bundles, `grid.png` and `report.json`; made if it isn't there.
+        rounds: how often each way of making an image is timed.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    recording = demo_recording()
+    program = recording.capture()
+    plan = Plan.load(PLAN)
+    schedules = {
+        "uncompressed": schedule(program, Plan.uniform(program, plan.steps, "full")),
+        "compressed": schedule(program, plan),
+    }
+    bundles = {
+        name: _compiled(sched, recording, out / f"bundle-{name}", name)
+        for name, sched in schedules.items()
+    }
+    images = {name: _all_classes(bundle, name) for name, bundle in bundles.items()}
+    timings = _timings(bundles, recording, plan.steps, rounds)
+    report = _report(schedules["compressed"], bundles, images, timings)
+    _write(report, images, out)
+    return report
+
+
+def _compiled(sched: Schedule, recording: Recording, place: Path, name: str) -> Bundle:
+    count = len(sched.buckets)
+    with progress(f"compile {name}", count) as advance:
+        path = compile_bundle(sched, place, sampler=recording.scheduler, progress=advance)
+    return Bundle.open(path)
+
+
+def _all_classes(bundle: Bundle, name: str) -> Images:
+    """Generate one glyph of every class, each from a seed of its own."""
+    made = []
+    with progress(f"generate {name}", len(CLASSES)) as advance:
+        for label in range(len(CLASSES)):
+            made.append(_generate(bundle, label, seed=label))
+            advance()
+    return np.concatenate(made)
+
+
+def _generate(bundle: Bundle, label: int, seed: int) -> Images:
+    return bundle.generate(
+        seed=seed,
+        guidance_scale=GUIDANCE_SCALE,
+        class_labels=np.array([label, NULL_CLASS]),
+    )
+
+
+def _timings(
+    bundles: dict[str, Bundle], recording: Recording, steps: int, rounds: int
+) -> dict[str, Timing]:
+    eager = EagerSampler(recording, bundles["uncompressed"], steps)
+    ways = {
+        "uncompressed": lambda: _generate(bundles["uncompressed"], 3, seed=0),
+        "compressed": lambda: _generate(bundles["compressed"], 3, seed=0),
+        "eager": lambda: eager(3),
+    }
+    with progress("time, in turn", 1) as advance:
+        timings = in_turn(ways, rounds)
+        advance()
+    return timings
+
+
+class EagerSampler:
+    """The same sampling in eager PyTorch: module, guidance, the bundle's own sampler table."""
+
+    def __init__(self, recording: Recording, bundle: Bundle, steps: int) -> None:
+        self.module = recording.module
+        table = bundle.manifest.sampler
+        assert table is not None
+        self.table = table
+        self.steps = steps
+
+    def __call__(self, label: int) -> Images:
+        """Return the latents of one glyph."""
+        noise = np.random.default_rng(0).standard_normal((1, 1, 32, 32)).astype(np.float32)
+        latents = noise * self.table.init_noise_scale
+        labels = torch.tensor([label, NULL_CLASS])
+        state = SamplerState(self.table)
+        for step in range(self.steps):
+            both = torch.from_numpy(np.concatenate([state.model_input(step, latents)] * 2))
+            timestep = torch.full((2,), self.table.timesteps[step], dtype=torch.float32)
+            with torch.no_grad():
+                cond, uncond = self.module(
+                    hidden_states=both, timestep=timestep, class_labels=labels
+                ).sample.chunk(2)
+            guided = (uncond + GUIDANCE_SCALE * (cond - uncond)).numpy()
+            latents = state.advance(step, latents, guided, None)
+        return latents
+
+
+def _report(
+    sched: Schedule,
+    bundles: dict[str, Bundle],
+    images: dict[str, Images],
+    timings: dict[str, Timing],
+) -> Report:
+    cost = schedule_cost(sched)
+    classifier = load_classifier()
+    labels = torch.arange(len(CLASSES))
+    with torch.no_grad():
+        accuracy = {
+            name: (classifier(torch.from_numpy(made)).argmax(-1) == labels).float().mean().item()
+            for name, made in images.items()
+        }
+    return Report(
+        attention_left=cost.attention_left,
+        model_left=cost.model_left,
+        predicted_speedup=1 / cost.model_left,
+        measured_speedup=timings["compressed"].ratio_to(timings["uncompressed"]),
+        per_image=timings,
+        closeness=closeness(images["compressed"], images["uncompressed"]),
+        accuracy=accuracy,
+        bundle_bytes=bytes_by_part(bundles["compressed"].manifest),
+        buckets=len(sched.buckets),
+        samples=len(CLASSES),
+    )
+
+
+def _write(report: Report, images: dict[str, Images], out: Path) -> None:
+    record = asdict(report)
+    (out / "report.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    shown = [CLASSES.index(character) for character in SHOWN]
+    rows = [(name, _note(report, name), to_bytes(made[shown])) for name, made in images.items()]
+    title = (
+        f"{1 - report.attention_left:.0%} of attention removed: "
+        f"{report.measured_speedup:.2f}x faster, SSIM {report.closeness.ssim:.3f}"
+    )
+    comparison(rows, title, out / "grid.png")
+    for line in lines(report):
+        sys.stdout.write(line + "\n")
+    sys.stdout.write(f"\nimages   {out / 'grid.png'}\nfigures  {out / 'report.json'}\n")
+
+
+def _note(report: Report, name: str) -> str:
+    return f"{report.per_image[name].median_ms:.0f} ms an image"
+
+
+def lines(report: Report) -> Iterator[str]:
+    """Yield the report as lines for people."""
+    yield ""
+    yield "                          uncompressed   compressed"
+    yield f"attention multiply-adds         100.0%       {report.attention_left:6.1%}"
+    yield f"whole-model multiply-adds       100.0%       {report.model_left:6.1%}"
+    plain, small = (report.per_image[name] for name in ("uncompressed", "compressed"))
+    yield f"time per image              {plain.median_ms:7.0f} ms   {small.median_ms:7.0f} ms"
+    yield f"eager PyTorch               {report.per_image['eager'].median_ms:7.0f} ms"
+    plain_read, small_read = (report.accuracy[name] for name in ("uncompressed", "compressed"))
+    yield f"glyphs read as asked            {plain_read:6.1%}       {small_read:6.1%}"
+    yield ""
+    reached = report.measured_speedup / report.predicted_speedup
+    yield (
+        f"speedup {report.measured_speedup:.2f}x, predicted from multiply-adds "
+        f"{report.predicted_speedup:.2f}x ({reached:.0%} of it)"
+    )
+    yield (
+        f"PSNR {report.closeness.psnr_db:.1f} dB, SSIM {report.closeness.ssim:.3f} "
+        f"against uncompressed, over {report.samples} images"
+    )
+    parts = ", ".join(f"{name} {size / 1e6:.2f} MB" for name, size in report.bundle_bytes.items())
+    yield f"bundle: {parts}, {report.buckets} buckets"

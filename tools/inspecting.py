@@ -1,0 +1,116 @@
+"""`ditc inspect`: show what a bundle or a plan holds; a bundle needs no torch."""
+
+import math
+import sys
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from ditc.runtime.errors import DitcError
+from ditc.runtime.files import read_text
+from ditc.runtime.manifest import Manifest
+
+__all__ = ["LETTERS", "bytes_by_part", "inspect"]
+
+LETTERS = {"full": "#", "asc": "c", "wa-rs": "w", "wa-rs+asc": "b", "ast": "."}
+LEGEND = "# full   c asc   w wa-rs   b wa-rs+asc   . ast"
+
+
+def inspect(path: Path, *, as_json: bool = False) -> None:
+    """Print what a bundle folder or a plan file holds.
+
+    Raises:
+        DitcError: if the path holds neither.
+    """
+    if path.is_dir():
+        manifest = _manifest(path)
+        text = manifest.to_json() if as_json else "\n".join(_bundle_lines(path, manifest)) + "\n"
+    elif path.is_file():
+        text = _plan_text(path, as_json=as_json)
+    else:
+        raise DitcError(f"{path}: no bundle folder and no plan file is there")
+    sys.stdout.write(text)
+
+
+def _manifest(path: Path) -> Manifest:
+    return Manifest.from_json(read_text(path, "manifest.json"))
+
+
+def bytes_by_part(manifest: Manifest) -> dict[str, int]:
+    """Return a bundle's bytes of weights, of graphs, and of all else."""
+    parts = {"weights": 0, "graphs": 0, "other": 0}
+    graphs = {bucket.graph for bucket in manifest.buckets}
+    for name, record in manifest.files.items():
+        part = "weights" if name == "weights.safetensors" else "other"
+        parts["graphs" if name in graphs else part] += record.bytes
+    return parts
+
+
+def _bundle_lines(path: Path, manifest: Manifest) -> Iterator[str]:
+    parts = bytes_by_part(manifest)
+    yield f"bundle     {path}"
+    yield f"model      {manifest.model.class_name}"
+    yield f"target     {manifest.target}, {manifest.precision}, CFG {manifest.cfg or 'none'}"
+    yield f"sampler    {manifest.sampler.scheduler if manifest.sampler else 'none'}"
+    yield "bytes      " + ", ".join(f"{name} {size / 1e6:.2f} MB" for name, size in parts.items())
+    for entry in manifest.inputs:
+        yield f"input      {entry.name} {entry.dtype} {list(entry.shape)} ({entry.role})"
+    for output in manifest.outputs:
+        yield f"output     {output.name} {output.dtype} {list(output.shape)}"
+    slots = sum(math.prod(slot.shape) * np.dtype(slot.dtype).itemsize for slot in manifest.slots)
+    yield f"slots      {len(manifest.slots)}, {slots / 1e6:.2f} MB"
+    yield ""
+    full = max(bucket.multiply_adds for bucket in manifest.buckets)
+    yield "bucket  multiply-adds  of most  reads  writes  steps"
+    for bucket in manifest.buckets:
+        yield (
+            f"{bucket.name:<6}  {bucket.multiply_adds / 1e9:>11.3f} G  "
+            f"{bucket.multiply_adds / full:>7.1%}  {len(bucket.reads):>5}  "
+            f"{len(bucket.writes):>6}  {_ranges(bucket.steps)}"
+        )
+    yield ""
+    owner = {step: bucket.methods for bucket in manifest.buckets for step in bucket.steps}
+    yield from _grid([owner[step] for step in range(manifest.steps)])
+
+
+def _plan_text(path: Path, *, as_json: bool) -> str:
+    from ditc.passes import Plan
+
+    plan = Plan.load(path)
+    if as_json:
+        return plan.to_json()
+    lines = [
+        f"plan       {path}",
+        f"model      {plan.identity.model}",
+        f"latents    {list(plan.latents)}, CFG {plan.cfg or 'none'}",
+        f"steps      {plan.steps}, scheduler {plan.scheduler or 'not stated'}",
+        "",
+        *_grid(plan.cells),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _grid(rows: Sequence[Mapping[str, str]]) -> Iterator[str]:
+    """Yield a picture of methods: a line a site, a column a step."""
+    sites = list(rows[0])
+    width = max((len(site) for site in sites), default=4)
+    yield f"{'site':<{width}}  steps 0 to {len(rows) - 1}"
+    for site in sites:
+        yield f"{site:<{width}}  " + "".join(LETTERS[row[site]] for row in rows)
+    yield LEGEND
+    counts = Counter(str(row[site]) for row in rows for site in sites)
+    total = sum(counts.values()) or 1
+    yield ", ".join(f"{name} {counts[name] / total:.0%}" for name in LETTERS if counts[name])
+
+
+def _ranges(steps: Sequence[int]) -> str:
+    """Write ascending numbers as ranges: 0, 2-4, 7."""
+    parts: list[list[int]] = []
+    for step in steps:
+        if parts and parts[-1][-1] == step - 1:
+            parts[-1].append(step)
+        else:
+            parts.append([step])
+    return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in parts)

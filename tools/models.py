@@ -1,0 +1,91 @@
+"""Find the model a command names: a pipeline folder, a hub id, `demo`, or `module:factory`."""
+
+import importlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+
+from ditc.passes import Recording, record
+from ditc.runtime.errors import DitcError
+
+from .glyphs import NULL_CLASS, demo_scheduler, load_demo_model
+
+__all__ = ["demo_recording", "load_recording"]
+
+
+def load_recording(model: str, steps: int, call: Mapping[str, object], samples: int) -> Recording:
+    """Load a model and record one call of its denoiser.
+
+    Args:
+        model: `demo`, a pipeline folder, a hub id, or `package.module:factory`, where the
+            factory takes nothing and returns a `ditc.passes.Recording`.
+        steps: number of denoising steps the pipeline is asked for.
+        call: further arguments of the pipeline.
+        samples: images at once; for `demo` only, elsewhere the call decides.
+
+    Raises:
+        DitcError: if the model can't be found or loaded.
+    """
+    if model == "demo":
+        return demo_recording(samples)
+    if ":" in model and not Path(model).exists():
+        return _from_factory(model)
+    return _from_pipeline(model, steps, call)
+
+
+def demo_recording(samples: int = 1) -> Recording:
+    """Return the demo model with example arguments: both halves, conditional first."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(samples) % NULL_CLASS
+    kwargs = {
+        "hidden_states": torch.randn(2 * samples, 1, 32, 32, generator=generator),
+        "timestep": torch.full((2 * samples,), 500.0),
+        "class_labels": torch.cat([labels, torch.full((samples,), NULL_CLASS)]),
+    }
+    return Recording(load_demo_model(), kwargs, "cond-first", demo_scheduler())
+
+
+def parse_call(text: str) -> dict[str, object]:
+    """Parse a pipeline's arguments from JSON.
+
+    Raises:
+        DitcError: if the text is no JSON object.
+    """
+    try:
+        call = json.loads(text)
+    except ValueError as error:
+        raise DitcError(f"--call: no valid JSON: {error}") from error
+    if not isinstance(call, dict):
+        raise DitcError(f"--call: expected a JSON object, found {type(call).__name__}")
+    return call
+
+
+def _from_factory(name: str) -> Recording:
+    module_name, _, attribute = name.partition(":")
+    try:
+        factory = getattr(importlib.import_module(module_name), attribute)
+    except (ImportError, AttributeError) as error:
+        raise DitcError(f"model {name}: can't be imported: {error}") from error
+    made = factory()
+    if not isinstance(made, Recording):
+        raise DitcError(
+            f"model {name}: the factory returned {type(made).__name__}, expected a "
+            "ditc.passes.Recording"
+        )
+    return made
+
+
+def _from_pipeline(model: str, steps: int, call: Mapping[str, object]) -> Recording:
+    from diffusers import DiffusionPipeline
+
+    try:
+        pipe = DiffusionPipeline.from_pretrained(model)
+    except (OSError, ValueError, ImportError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise DitcError(
+            f"model {model}: is neither 'demo', a pipeline folder, package.module:factory, nor a "
+            f"hub id that can be loaded: {first}"
+        ) from error
+    return record(pipe, call={"num_inference_steps": steps, **call})

@@ -1,0 +1,121 @@
+"""`ditc run` and `ditc verify`: use a bundle; torch isn't needed."""
+
+import argparse
+import json
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from ditc.runtime import Bundle
+from ditc.runtime.errors import DitcError, EngineError
+from ditc.runtime.manifest import Manifest
+
+from .images import save_images
+from .progress import progress
+
+__all__ = ["example_inputs", "generate", "open_bundle", "verify"]
+
+DEFAULT_GUIDANCE = 4.0
+Numbers = npt.NDArray[np.generic]
+
+
+def open_bundle(options: argparse.Namespace) -> Bundle:
+    """Open the bundle that the options name."""
+    return Bundle.open(options.bundle, providers=options.provider, threads=options.threads)
+
+
+def generate(options: argparse.Namespace) -> None:
+    """Generate as the options ask and write a picture or an array.
+
+    Raises:
+        DitcError: if bundle, conditioning or file name are at fault.
+    """
+    out: Path = options.out
+    if out.suffix not in (".png", ".npy"):
+        raise DitcError(f"--out {out}: expected a name that ends in .png or .npy")
+    bundle = open_bundle(options)
+    guided = bundle.manifest.cfg is not None
+    scale = options.guidance_scale
+    if scale is None and guided:
+        scale = DEFAULT_GUIDANCE
+    with progress("generate", bundle.steps) as advance:
+        latents = bundle.generate(
+            seed=options.seed,
+            guidance_scale=scale,
+            negative=_arrays(options.negative, bundle.manifest) or None,
+            callback=lambda *_: advance(),
+            **_arrays(options.input, bundle.manifest),
+        )
+    if out.suffix == ".npy":
+        np.save(out, latents)
+    else:
+        save_images(latents, out)
+    sys.stdout.write(f"{out}: {list(latents.shape)}, seed {options.seed}\n")
+
+
+def verify(options: argparse.Namespace) -> None:
+    """Check every file of a bundle, then run every step once on made-up inputs.
+
+    Raises:
+        DitcError: naming the file or step at fault.
+    """
+    bundle = open_bundle(options)
+    inputs = example_inputs(bundle.manifest)
+    with progress("run every step", bundle.steps) as advance:
+        for step in range(bundle.steps):
+            _check_finite(step, bundle.step(step, **inputs))
+            advance()
+    manifest = bundle.manifest
+    total = sum(record.bytes for record in manifest.files.values())
+    if options.json:
+        summary = {"ok": True, "files": len(manifest.files), "bytes": total, "steps": bundle.steps}
+        sys.stdout.write(json.dumps(summary) + "\n")
+        return
+    sys.stdout.write(
+        f"{options.bundle}: {len(manifest.files)} files ({total / 1e6:.2f} MB) are as written, "
+        f"{len(manifest.buckets)} buckets run all {bundle.steps} steps\n"
+    )
+
+
+def example_inputs(manifest: Manifest) -> dict[str, Numbers]:
+    """Return inputs of a bundle's shapes: seeded noise, and zeros where integers are wanted."""
+    generator = np.random.default_rng(0)
+    inputs: dict[str, Numbers] = {}
+    for entry in manifest.inputs:
+        if np.issubdtype(np.dtype(entry.dtype), np.floating):
+            inputs[entry.name] = generator.standard_normal(entry.shape).astype(entry.dtype)
+        else:
+            inputs[entry.name] = np.zeros(entry.shape, entry.dtype)
+    return inputs
+
+
+def _check_finite(step: int, result: Numbers | Mapping[str, Numbers]) -> None:
+    arrays = result.values() if isinstance(result, Mapping) else (result,)
+    if not all(np.isfinite(array).all() for array in arrays):
+        raise EngineError(f"step {step}: the result isn't finite on random inputs")
+
+
+def _arrays(given: Iterable[str], manifest: Manifest) -> dict[str, Numbers]:
+    dtypes = {entry.name: entry.dtype for entry in manifest.inputs if entry.role == "condition"}
+    return dict(_array(text, dtypes) for text in given)
+
+
+def _array(text: str, dtypes: Mapping[str, str]) -> tuple[str, Numbers]:
+    """Parse `name=1,2,3` or `name=file.npy`."""
+    name, equals, values = text.partition("=")
+    if not equals or name not in dtypes:
+        known = ", ".join(dtypes) or "none"
+        raise DitcError(f"--input {text}: expected NAME=VALUES, with a name of {known}")
+    try:
+        if values.endswith(".npy"):
+            return name, np.load(values, allow_pickle=False)
+        numbers = [float(value) for value in values.split(",")]
+        array = np.array(numbers).astype(dtypes[name])
+    except (OSError, ValueError) as error:
+        raise DitcError(f"--input {name}: {error}") from error
+    if not np.array_equal(array, numbers):
+        raise DitcError(f"--input {name}: {values} doesn't fit {dtypes[name]}")
+    return name, array
