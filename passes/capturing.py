@@ -94,7 +94,8 @@ def _export(module: torch.nn.Module, kwargs: Mapping[str, object]) -> torch.expo
     modes = {part: part.training for part in module.modules()}
     try:
         with torch.no_grad():
-            return torch.export.export(module.eval(), (), dict(kwargs), strict=False)
+            exported = torch.export.export(module.eval(), (), dict(kwargs), strict=False)
+            return _functional(exported)
     except Exception as error:  # torch.export raises whatever the model's code ran into
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         reason = lines[0] if lines else type(error).__name__
@@ -102,6 +103,17 @@ def _export(module: torch.nn.Module, kwargs: Mapping[str, object]) -> torch.expo
     finally:
         for part, mode in modes.items():
             part.training = mode
+
+
+def _functional(exported: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
+    """Replace operators that write into their arguments, if any, by ones that don't.
+
+    Dead code removal may then drop any node, and changes to buffers show in the signature.
+    """
+    targets = [node.target for node in exported.graph.nodes]
+    if any(isinstance(op, torch._ops.OpOverload) and op._schema.is_mutable for op in targets):
+        exported = exported.run_decompositions({})
+    return exported
 
 
 def unlift(exported: torch.export.ExportedProgram) -> fx.GraphModule:

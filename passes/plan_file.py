@@ -87,6 +87,8 @@ def _windows(value: object) -> dict[str, Window]:
         raise PlanError(f"windows: expected an object, found {_kind(value)}")
     windows = {}
     for name, entry in value.items():
+        if not name.isprintable():
+            raise PlanError(f"windows: site name {name!r} has characters that can't be printed")
         where = f"windows.{name}"
         fields = _fields(entry, where, {"radius", "block"})
         radius = _integer(fields["radius"], f"{where}.radius", 0, 2**31)
@@ -141,8 +143,9 @@ def _integer(value: object, where: str, low: int, high: int) -> int:
 
 
 def _text(value: object, where: str) -> str:
-    if not isinstance(value, str) or not value:
-        raise PlanError(f"{where}: expected text, found {_kind(value)}")
+    if not isinstance(value, str) or not value or not value.isprintable():
+        shown = repr(value) if isinstance(value, str) else _kind(value)
+        raise PlanError(f"{where}: expected printable text, found {shown}")
     return value
 
 

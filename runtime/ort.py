@@ -35,7 +35,7 @@ DEVICES = {
     "NvTensorRTRTXExecutionProvider": "cuda",
     "DmlExecutionProvider": "dml",
 }
-ERRORS_ONLY = 3
+FATAL_ONLY = 4
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class OrtBackend:
         }
         slots = _allocate_slots(ort, manifest, DEVICES.get(self.providers[0], "cpu"))
         return {
-            bucket.name: OrtEngine(manifest, bucket, sessions[bucket.name], slots)
+            bucket.name: OrtEngine(manifest, bucket, sessions[bucket.name], slots, values)
             for bucket in manifest.buckets
         }
 
@@ -93,7 +93,8 @@ class OrtBackend:
         except Exception as error:
             raise EngineError(
                 f"bucket {bucket.name!r}: ONNX Runtime {ort.__version__} can't load "
-                f"{bucket.graph} on {', '.join(self.providers)}: {error}"
+                f"{bucket.graph} on {', '.join(self.providers)}, of the available "
+                f"{', '.join(ort.get_available_providers())}: {error}"
             ) from error
         session.disable_fallback()
         _check_given(bucket, self.providers, session.get_providers())
@@ -101,7 +102,7 @@ class OrtBackend:
 
     def _options(self, ort: ModuleType, root: Path) -> "SessionOptions":
         options = ort.SessionOptions()
-        options.log_severity_level = ERRORS_ONLY
+        options.log_severity_level = FATAL_ONLY  # errors come as exceptions
         if self.threads is not None:
             options.intra_op_num_threads = self.threads
         entries = {

@@ -1,10 +1,11 @@
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file, save_file
+
 from ditc.tools import glyphs
 from ditc.tools.export_demo import export, measure
 from ditc.tools.train_demo import Options, train
-from safetensors.torch import load_file, save_file
 
 OPTIONS = Options(steps=2, batch=2, layers=1, heads=2, head_dim=8)
 

@@ -3,9 +3,10 @@ import json
 import pytest
 import torch
 from diffusers import DiTTransformer2DModel
+from safetensors.torch import load_file
+
 from ditc.tools import glyphs
 from ditc.tools.glyphs import CLASSES, DEMO_MODEL, FONTS, NULL_CLASS, render_batch
-from safetensors.torch import load_file
 
 
 def generator(seed: int = 0) -> torch.Generator:

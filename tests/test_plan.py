@@ -141,12 +141,15 @@ FIELDS = {
     "missing": (drop("windows"), "plan: field 'windows' is missing"),
     "for": (change("for", to=[]), "for: expected an object, found list"),
     "in for": (change("for", "seed", to=1), "for: unknown field 'seed'"),
-    "model": (change("for", "model", to=None), "for.model: expected text, found nothing"),
-    "digest": (change("for", "config_sha256", to=7), "for.config_sha256: expected text, found int"),
+    "model": (change("for", "model", to=None), "for.model: expected printable text, found nothing"),
+    "digest": (
+        change("for", "config_sha256", to="7\x1b[2J"),
+        "for.config_sha256: expected printable text, found '7\\x1b[2J'",
+    ),
     "latents": (change("for", "latents", to="3"), "for.latents: expected a list, found str"),
     "size": (change("for", "latents", to=[3, 0]), "for.latents: expected an integer from 1"),
     "cfg": (change("for", "cfg", to="both"), "for.cfg: expected cond-first, uncond-first or null"),
-    "scheduler": (change("for", "scheduler", to=1), "for.scheduler: expected text, found int"),
+    "scheduler": (change("for", "scheduler", to=1), "for.scheduler: expected printable text"),
     "a million steps": (
         change("for", "steps", to=1_000_000),
         "for.steps: expected an integer from 1 to 10000, found 1000000",
@@ -164,6 +167,10 @@ FIELDS = {
         f"windows.{SITE}: radius 3 is no multiple of its block 2",
     ),
     "in window": (change("windows", SITE, "x", to=1), f"windows.{SITE}: unknown field 'x'"),
+    "site name": (
+        change("windows", "a\nb", to={"radius": 0, "block": 1}),
+        "windows: site name 'a\\nb' has characters that can't be printed",
+    ),
     "cells": (change("cells", to={}), "cells: expected a list, found dict"),
     "more cells": (change("cells", to=[["full"] * 2] * 4), "cells: expected 3 steps, found 4"),
     "short row": (

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+
 from ditc.tools import glyphs, train_demo
 from ditc.tools.train_demo import Options, State, train
 

@@ -16,6 +16,7 @@ import time
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from operator import truediv
 
 import numpy as np
 import onnx
@@ -39,6 +40,7 @@ CHECKED_ROWS = 7
 MEMORY_SHARE = 0.6
 
 Feeds = Mapping[str, NDArray[np.float32]]
+Constants = Mapping[str, NDArray[np.generic]]
 
 
 @dataclass(frozen=True)
@@ -58,13 +60,9 @@ class Shape:
 
 @dataclass(frozen=True)
 class Form:
-    """One way to write the attention.
+    """One way to write the attention: a model of query, key and value, full without a window.
 
-    Attributes:
-        name: what the table calls it; a full attention's begins with "full".
-        model: inputs query, key and value, one output.
-        window: which keys its queries see, none for full attention.
-        merged: whether query and output are [batch, tokens, heads * head_dim].
+    Query and output are [batch, tokens, heads * head_dim] where `merged`.
     """
 
     name: str
@@ -107,21 +105,16 @@ def blocked(shape: Shape, window: Window) -> onnx.ModelProto:
             _Blocked(window, shape.scale).eval(),
             tuple(torch.zeros(size) for _ in range(3)),  # one passed thrice would be one input
             input_names=["query", "key", "value"],
-            output_names=["output"],
             opset_version=OPSET,
             dynamo=True,
             verbose=False,
         )
-    assert program is not None  # as it is with dynamo=False
+    assert program is not None  # None comes only with dynamo=False
     return program.model_proto
 
 
 def _model(
-    shape: Shape,
-    nodes: Sequence[onnx.NodeProto],
-    constants: Mapping[str, NDArray[np.generic]] | None = None,
-    *,
-    merged: bool = False,
+    shape: Shape, nodes: Sequence[onnx.NodeProto], constants: Constants, merged: bool = False
 ) -> onnx.ModelProto:
     apart = [shape.batch, shape.heads, shape.tokens, shape.head_dim]
     together = [shape.batch, shape.tokens, shape.heads * shape.head_dim]
@@ -131,14 +124,14 @@ def _model(
         "attention",
         [helper.make_tensor_value_info(n, TensorProto.FLOAT, s) for n, s in shapes.items()],
         [helper.make_tensor_value_info("output", TensorProto.FLOAT, shapes["query"])],
-        [numpy_helper.from_array(array, name) for name, array in (constants or {}).items()],
+        [numpy_helper.from_array(array, name) for name, array in constants.items()],
     )
     opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid("com.microsoft", 1)]
     return helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION)
 
 
 def _written_out(shape: Shape, window: Window | None) -> onnx.ModelProto:
-    constants: dict[str, NDArray[np.generic]] = {"scale": np.array(shape.scale, np.float32)}
+    constants: Constants = {"scale": np.array(shape.scale, np.float32)}
     node = helper.make_node
     nodes = [
         node("Mul", ["query", "scale"], ["scaled"]),
@@ -149,7 +142,8 @@ def _written_out(shape: Shape, window: Window | None) -> onnx.ModelProto:
     if window is not None:
         places = np.arange(shape.tokens) // window.block
         hidden = np.abs(places[:, None] - places) > window.radius // window.block
-        constants["mask"] = np.where(hidden, np.finfo(np.float32).min, 0).astype(np.float32)
+        mask = np.where(hidden, np.finfo(np.float32).min, 0).astype(np.float32)
+        constants = {**constants, "mask": mask}
         nodes.append(node("Add", ["scores", "mask"], ["masked"]))
         scores = "masked"
     nodes.append(node("Softmax", [scores], ["weights"], axis=-1))
@@ -171,9 +165,9 @@ def forms(shape: Shape, radius: int, block: int) -> tuple[Form, ...]:
     memory_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     score_bytes = 4 * shape.batch * shape.heads * shape.tokens**2
     if 2 * score_bytes <= MEMORY_SHARE * memory_bytes:
-        model = _model(shape, [tiled], merged=True)
+        model = _model(shape, [tiled], {}, merged=True)
         made.append(Form("full, MultiHeadAttention", model, None, merged=True))
-        made.append(Form("full, Attention", _model(shape, [fused]), None))
+        made.append(Form("full, Attention", _model(shape, [fused], {}), None))
         made.append(Form("full, written out", _written_out(shape, None), None))
         made.append(Form("masked, written out", _written_out(shape, band), band))
     made.append(Form("blocked band", blocked(shape, band), band))
@@ -182,7 +176,7 @@ def forms(shape: Shape, radius: int, block: int) -> tuple[Form, ...]:
 
 
 def _rows(shape: Shape) -> list[int]:
-    return [row for row in range(shape.tokens) if row % -(-shape.tokens // CHECKED_ROWS) == 0]
+    return [*range(0, shape.tokens, -(-shape.tokens // CHECKED_ROWS)), shape.tokens - 1]
 
 
 def _reference(feeds: Feeds, shape: Shape, window: Window | None) -> NDArray[np.float64]:
@@ -253,24 +247,18 @@ def measure(
         for runner in runners:
             runner.run()
     full = [runner.times for runner in runners if runner.form.window is None]
-    fastest = min(full, key=statistics.median, default=None)
+    fastest = min(full, key=statistics.median, default=[])
     return tuple(
         Result(
             runner.form.name,
             len(runner.form.model.graph.node),
             statistics.median(runner.times),
             min(runner.times),
-            _ratio(fastest, runner.times),
+            statistics.median(map(truediv, fastest, runner.times)) if fastest else None,
             runner.error,
         )
         for runner in runners
     )
-
-
-def _ratio(reference: Sequence[float] | None, times: Sequence[float]) -> float | None:
-    if reference is None:
-        return None
-    return statistics.median(a / b for a, b in zip(reference, times, strict=True))
 
 
 def _table(results: Sequence[Result]) -> str:
@@ -308,13 +296,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for name in ("batch", "heads", "tokens", "head_dim", "threads", "repeats"):
             if getattr(options, name) < 1:
                 raise EngineError(f"{name} is {getattr(options, name)}, expected at least 1")
-        results = measure(
-            forms(shape, radius, block),
-            shape,
-            threads=options.threads,
-            repeats=options.repeats,
-            progress=not options.json,
-        )
+        made = forms(shape, radius, block)
+        numbers = {"threads": options.threads, "repeats": options.repeats}
+        results = measure(made, shape, **numbers, progress=not options.json)
     except DitcError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -27,7 +27,7 @@ __all__ = ["GUIDANCE_SCALE", "PLAN", "Report", "run_demo"]
 
 PLAN = Path(__file__).parent / "demo_model" / "plan.json"
 GUIDANCE_SCALE = 4.0
-SHOWN = "DITC0123456789AQRSWXYZ"
+SHOWN = "DITC2357ABKQ"
 Images = npt.NDArray[np.float32]
 
 

@@ -46,7 +46,7 @@ def save_images(latents: npt.NDArray[np.float32], path: Path) -> None:
 
 
 def comparison(
-    rows: Sequence[tuple[str, str, Pixels]], title: str, path: Path, *, zoom: int = 2
+    rows: Sequence[tuple[str, str, Pixels]], title: str, path: Path, *, zoom: int = 3
 ) -> None:
     """Write a picture of several rows of images, each with a heading and a note under it.
 
