@@ -97,24 +97,28 @@ def blocked_window_attention(
     for every site with these tokens and this window.
 
     Args:
-        query: [batch, heads, tokens, head_dim], floating point.
+        query: [..., tokens, head_dim], floating point; engines get four axes, whatever these are.
         key: as `query`.
-        value: [batch, heads, tokens, value_dim], of the query's dtype.
+        value: [..., tokens, value_dim], of the query's dtype.
         window: which keys a query may see.
         scale: factor on the scores.
 
     Returns:
-        [batch, heads, tokens, value_dim], of the query's dtype.
+        [..., tokens, value_dim], of the query's dtype.
 
     Raises:
         LoweringError: if keys or values don't have as many tokens as the queries.
     """
-    tokens = query.shape[2]
-    if key.shape[2] != tokens or value.shape[2] != tokens:
+    tokens = query.shape[-2]
+    if key.shape[-2] != tokens or value.shape[-2] != tokens:
         raise LoweringError(
-            f"window attention has {tokens} queries, {key.shape[2]} keys and {value.shape[2]} "
+            f"window attention has {tokens} queries, {key.shape[-2]} keys and {value.shape[-2]} "
             "values, expected as many of each: only self-attention can have a window"
         )
+    if query.dim() != 4:
+        four = [part.reshape(1, -1, *part.shape[-2:]) for part in (query, key, value)]
+        output = blocked_window_attention(four[0], four[1], four[2], window, scale)
+        return output.reshape(*query.shape[:-2], *output.shape[-2:])
     blocks = blocks_of(tokens, window)
     if len(blocks) == 1 and blocks[0].uniform:
         return functional.scaled_dot_product_attention(query, key, value, scale=scale)

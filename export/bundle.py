@@ -1,14 +1,17 @@
 """Write a bundle: beside its place first, then renamed into it, so that it's whole or not there."""
 
 import hashlib
+import json
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 from ditc.runtime.errors import BundleError
-from ditc.runtime.manifest import FileInfo
+from ditc.runtime.manifest import FORMAT, FileInfo
 
 __all__ = ["records", "staged"]
 
@@ -19,23 +22,30 @@ MANIFEST = "manifest.json"
 def staged(place: Path) -> Iterator[Path]:
     """Yield a fresh folder beside `place` that takes its place if the block ends well.
 
-    A bundle that lies there is replaced; anything else is left alone.
+    A bundle that lies there is replaced; anything else is left alone. If the block fails, nothing
+    is left of it, nor of parent folders made for it.
 
     Raises:
-        BundleError: if `place` holds something that is no bundle, or its parent can't be written.
+        BundleError: if `place` holds something that is no bundle, or files can't be written.
     """
+    place = place.resolve()
     _check_place(place)
+    made = [parent for parent in place.parents if not parent.exists()]
+    folder = None
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
         folder = Path(tempfile.mkdtemp(prefix=f".{place.name}.", dir=place.parent))
-    except OSError as error:
-        raise BundleError(f"bundle {place}: can't be written there: {error}") from error
-    try:
         yield folder
         _open_to_readers(folder)
         _swap(folder, place)
+    except (OSError, SafetensorError) as error:
+        raise BundleError(f"bundle {place}: can't be written: {error}") from error
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        if folder is not None:
+            shutil.rmtree(folder, ignore_errors=True)
+        with suppress(OSError):  # those that hold the bundle aren't empty and stay
+            for parent in made:
+                parent.rmdir()
 
 
 def records(folder: Path) -> dict[str, FileInfo]:
@@ -57,11 +67,29 @@ def _open_to_readers(folder: Path) -> None:
 
 
 def _check_place(place: Path) -> None:
-    if not place.exists() or (place / MANIFEST).is_file():
+    if not place.exists() or (place.is_dir() and not any(place.iterdir())):
         return
-    if place.is_dir() and not any(place.iterdir()):
-        return
-    raise BundleError(f"{place} is there and is no bundle: remove it, or write somewhere else")
+    listed = _listed(place / MANIFEST)
+    if listed is None:
+        raise BundleError(f"{place} is there and is no bundle: remove it, or write somewhere else")
+    files = (path.relative_to(place).as_posix() for path in place.rglob("*") if path.is_file())
+    strangers = sorted(set(files) - listed)
+    if strangers:
+        raise BundleError(
+            f"{place} holds {strangers[0]}, which is no part of the bundle there: move it, or "
+            "write somewhere else"
+        )
+
+
+def _listed(path: Path) -> set[str] | None:
+    """Return the files that belong to the bundle of this manifest, None if it is no manifest."""
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    if not isinstance(record, dict) or record.get("format") != FORMAT:
+        return None
+    return {MANIFEST, *record.get("files", ())}
 
 
 def _swap(folder: Path, place: Path) -> None:

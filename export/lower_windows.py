@@ -9,9 +9,10 @@ import torch
 from torch import fx
 
 from ditc.passes.attention import WINDOW_ATTENTION
-from ditc.passes.base import Pass
+from ditc.passes.base import Pass, run
 from ditc.passes.capturing import unlift
-from ditc.passes.graphs import add_weight, flat_outputs, infer, weight
+from ditc.passes.clean import CleanInference, RemoveDeadCode
+from ditc.passes.graphs import add_weight, flat_outputs, infer, shape_of, weight
 from ditc.passes.window import Window
 
 from .blocks import blocked_window_attention
@@ -30,8 +31,7 @@ class LowerWindows(Pass):
         bodies: dict[object, fx.GraphModule] = {}
         nodes = graph.find_nodes(op="call_function", target=WINDOW_ATTENTION)
         for node in nodes:
-            shapes = tuple(arg.meta["val"].shape for arg in node.all_input_nodes)
-            form = (shapes, node.args[3:])
+            form = (tuple(shape_of(source) for source in _sources(node)), node.args[3:])
             if form not in bodies:
                 bodies[form] = _trace(node)
             _inline(graph, node, bodies[form])
@@ -49,21 +49,46 @@ class _Blocked(torch.nn.Module):
         return self.attend(query, key, value)
 
 
+def _sources(node: fx.Node) -> list[fx.Node]:
+    """Return query, key and value, which may be one node."""
+    return [source for source in node.args[:3] if isinstance(source, fx.Node)]
+
+
 def _trace(node: fx.Node) -> fx.GraphModule:
     radius, block, scale = node.args[3:6]
     assert isinstance(radius, int)
     assert isinstance(block, int)
     assert isinstance(scale, float)
-    values = [arg.meta["val"] for arg in node.args[:3] if isinstance(arg, fx.Node)]
+    values = [source.meta["val"] for source in _sources(node)]
     example = tuple(torch.zeros(value.shape, dtype=value.dtype) for value in values)
     module = _Blocked(Window(radius, block), scale)
-    return unlift(torch.export.export(module, example, strict=False))
+    body = unlift(torch.export.export(module, example, strict=False))
+    run((CleanInference(),), body)
+    _fold(body)
+    run((RemoveDeadCode(),), body)
+    return body
+
+
+def _fold(body: fx.GraphModule) -> None:
+    """Compute what depends on no input: the mask and its slices, kept once for all buckets."""
+    values: dict[fx.Node, torch.Tensor] = {}
+    for node in list(body.graph.nodes):
+        if node.op == "get_attr":
+            values[node] = weight(body, str(node.target))
+        if not callable(node.target) or not values.keys() >= set(node.all_input_nodes):
+            continue
+        args, kwargs = fx.map_arg((node.args, node.kwargs), values.__getitem__)
+        value = node.target(*args, **kwargs)
+        with body.graph.inserting_after(node):
+            folded = add_weight(body.graph, f"folded_{node.name}", value)
+        values[folded] = value
+        node.replace_all_uses_with(folded)
 
 
 def _inline(graph: fx.Graph, node: fx.Node, body: fx.GraphModule) -> None:
     """Copy a body in front of a node, its inputs the node's arguments, and replace the node."""
     mapping: dict[fx.Node, fx.Node] = {}
-    arguments = iter(node.all_input_nodes)
+    arguments = iter(_sources(node))
     with graph.inserting_before(node):
         for inner in body.graph.nodes:
             if inner.op == "placeholder":

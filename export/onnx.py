@@ -19,6 +19,7 @@ from ditc.passes.graphs import copy_module, weight
 from ditc.passes.scheduling import Bucket
 from ditc.runtime.errors import LoweringError
 
+from .drop_squeezes import DropSqueezes
 from .lower_windows import LowerWindows
 from .transpose_weights import TransposeWeights
 
@@ -50,7 +51,7 @@ def lower(bucket: Bucket) -> Lowered:
         LoweringError: naming the bucket, if an operator has no ONNX counterpart.
     """
     module = copy_module(bucket.graph_module)
-    run((LowerWindows(), TransposeWeights(), RemoveDeadCode()), module)
+    run((LowerWindows(), DropSqueezes(), TransposeWeights(), RemoveDeadCode()), module)
     model = _translate(bucket, module)
     _name(bucket, model)
     _strip(model)
@@ -87,7 +88,7 @@ def save(lowered: Lowered, path: Path, store: str, placed: Mapping[str, tuple[in
     onnx_ir.save(lowered.model, path)
     try:
         onnx.checker.check_model(str(path), full_check=True)
-    except onnx.checker.ValidationError as error:
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise LoweringError(f"{path.name}: refused by onnx.checker: {error}") from error
 
 
@@ -103,13 +104,19 @@ def _translate(bucket: Bucket, module: fx.GraphModule) -> onnx_ir.Model:
                 exported, dynamo=True, opset_version=OPSET, optimize=True, verbose=False
             )
     except Exception as error:  # the exporter raises whatever a translation ran into
-        reason = next((line for line in str(error).splitlines() if line.strip()), "no reason")
         raise LoweringError(
-            f"bucket {bucket.name}: can't be expressed in ONNX: {reason}"
+            f"bucket {bucket.name}: can't be expressed in ONNX: {_reason(error)}"
         ) from error
     assert program is not None
     model: onnx_ir.Model = program.model
     return model
+
+
+def _reason(error: BaseException) -> str:
+    """Return the first line of what an error goes back to; those around it tell of the tool."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
 @contextmanager

@@ -8,8 +8,9 @@
 from .arithmetic import ScheduleCost, schedule_cost
 from .attention import windowed_attention
 from .capturing import capture
-from .costs import SiteCost, attention_core, multiply_adds, site_cost
-from .plan import Method, Plan
+from .costs import ModelCost, SiteCost, attention_core, model_cost, multiply_adds, site_cost
+from .method import Method
+from .plan import Losses, Origin, Plan
 from .program import Identity, Input, Program, Site, Slot
 from .recording import Recording, record
 from .rewriting import rewrite
@@ -21,7 +22,10 @@ __all__ = [
     "Bucket",
     "Identity",
     "Input",
+    "Losses",
     "Method",
+    "ModelCost",
+    "Origin",
     "Plan",
     "Program",
     "Recording",
@@ -34,6 +38,7 @@ __all__ = [
     "Window",
     "attention_core",
     "capture",
+    "model_cost",
     "multiply_adds",
     "record",
     "rewrite",

@@ -6,20 +6,28 @@ attention, and projections count wherever they run.
 """
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 
 import torch
 from torch import fx
 
 from .attention import WINDOW_ATTENTION
 from .graphs import find, shape_of
+from .method import Method
 from .operators import LINEAR, MATMUL, SDPA, activation_of, weight_of
-from .plan import Method
 from .program import Program, Site
 from .sites import region
 from .window import Window
 
-__all__ = ["SiteCost", "attention_core", "multiply_adds", "site_cost"]
+__all__ = [
+    "ModelCost",
+    "SiteCost",
+    "attention_core",
+    "model_cost",
+    "multiply_adds",
+    "site_cost",
+]
 
 aten = torch.ops.aten
 CONVOLUTIONS = (aten.conv1d.default, aten.conv2d.default, aten.conv3d.default)
@@ -56,6 +64,38 @@ class SiteCost:
         total = self.projections + (seen if method.windowed else self.attention)
         total += seen if keeps_residual else 0
         return total // 2 if method.shares_cfg else total
+
+
+@dataclass(frozen=True)
+class ModelCost:
+    """Multiply-adds of a model at one step, as captured, for all of the batch.
+
+    Attributes:
+        rest: of all but the eligible sites.
+        sites: of each eligible site.
+    """
+
+    rest: int
+    sites: Mapping[str, SiteCost]
+
+    @property
+    def full(self) -> int:
+        """Multiply-adds of the whole model, uncompressed."""
+        return self.rest + sum(site.full for site in self.sites.values())
+
+    def to_json(self) -> dict[str, object]:
+        """Return what a plan file holds of it."""
+        return {
+            "rest": self.rest,
+            "sites": {name: asdict(cost) for name, cost in self.sites.items()},
+        }
+
+
+def model_cost(program: Program) -> ModelCost:
+    """Return what a model and its eligible sites cost."""
+    sites = {site.name: site_cost(program, site) for site in program.sites if site.eligible}
+    whole = multiply_adds(program.graph_module.graph)
+    return ModelCost(whole - sum(cost.full for cost in sites.values()), sites)
 
 
 def multiply_adds(graph: fx.Graph) -> int:

@@ -25,7 +25,6 @@ KEEPING = (
     aten.rms_norm.default,
     aten.contiguous.default,
     aten.clone.default,
-    aten.flatten.using_ints,
     SDPA,
     *MATMUL,
     aten.baddbmm.default,
@@ -46,6 +45,7 @@ ON_AXIS = (
     aten.unbind.int,
     aten.cat.default,
 )
+REDUCING = (aten.mean.dim, aten.sum.dim_IntList, aten.linalg_vector_norm.default)
 DROPS_AXIS = (aten.select.int, aten.unbind.int)
 
 
@@ -77,13 +77,22 @@ class BatchAxes:
             self.axis[node] = _permuted(node, axis)
         elif node.target in (aten.unsqueeze.default, aten.squeeze.dim):
             self.axis[node] = _shifted(node, axis)
+        elif node.target is aten.flatten.using_ints:
+            self.axis[node] = _flattened(node, axis)
+        elif node.target is aten.unflatten.int:
+            self.axis[node] = _unflattened(node, axis)
+        elif node.target is aten.stack.default:
+            at = _axis(node.args[1] if len(node.args) > 1 else 0, len(shape_of(node)))
+            self.axis[node] = axis + (at <= axis)
+        elif node.target in REDUCING:
+            self.axis[node] = _reduced(node, axis)
         elif node.target in ON_AXIS:
             self.axis[node] = _along(node, axis)
         elif node.target is operator.getitem:
             self.axis[node] = axis
         elif node.target in KEEPING:
             self.axis[node] = _kept(node, axis)
-        elif is_pointwise(node):
+        elif is_pointwise(node) or node.target is aten.expand_as.default:
             self.axis[node] = self._broadcast(node, known)
         else:
             raise PassError(
@@ -150,6 +159,34 @@ def _shifted(node: fx.Node, axis: int) -> int:
     if after > before:
         return axis + (at <= axis)
     return axis - (after < before and at < axis)
+
+
+def _flattened(node: fx.Node, axis: int) -> int:
+    source = node.all_input_nodes[0]
+    rank = len(shape_of(source))
+    first, last = (_axis(arg, rank) for arg in (*node.args[1:], *(0, -1)[len(node.args) - 1 :]))
+    if first < axis <= last:
+        raise PassError(f"node {node.name}: the batch is merged into axis {first}, not outermost")
+    return axis - (last - first) if axis > last else axis
+
+
+def _unflattened(node: fx.Node, axis: int) -> int:
+    rank = len(shape_of(node.all_input_nodes[0]))
+    at = _axis(node.args[1], rank)
+    if at == axis:
+        raise PassError(f"node {node.name}: the axis that holds the batch is split")
+    return axis + (len(shape_of(node)) - rank if at < axis else 0)
+
+
+def _reduced(node: fx.Node, axis: int) -> int:
+    rank = len(shape_of(node.all_input_nodes[0]))
+    position = 2 if node.target is aten.linalg_vector_norm.default else 1
+    given = node.args[position] if len(node.args) > position else None
+    reduced = {_axis(at, rank) for at in given} if isinstance(given, list | tuple) else {axis}
+    if axis in reduced:
+        raise PassError(f"node {node.name}: {node.target} reduces the batch")
+    kept = len(shape_of(node)) == rank
+    return axis if kept else axis - sum(at < axis for at in reduced)
 
 
 def _along(node: fx.Node, axis: int) -> int:

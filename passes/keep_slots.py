@@ -9,13 +9,15 @@ from torch import fx
 
 from .attention import WINDOW_ATTENTION
 from .base import Pass
-from .graphs import add_outputs, call, find, flat_outputs
+from .graphs import add_outputs, call, find
 from .program import Site
 from .window import Window
 
 __all__ = ["KeepSlots"]
 
 aten = torch.ops.aten
+WRITES = "ditc.writes"
+"""Key of the output node's meta under which slots that are written are noted."""
 
 
 @dataclass(frozen=True)
@@ -39,29 +41,35 @@ class KeepSlots(Pass):
 
     def rewrite(self, graph: fx.Graph) -> int:
         """Add slot writes and return of how many sites."""
-        written = {node.name for node in flat_outputs(graph)}
-        changed = 0
-        for site in self.outputs:
-            exits = [find(graph, name) for name in site.exits if name not in written]
-            found = [node for node in exits if node is not None]
-            add_outputs(graph, found)
-            changed += bool(found)
-        for site in self.residuals:
-            changed += self._keep_residual(graph, site, written)
-        return changed
+        outputs = sum(_keep_output(graph, site) for site in self.outputs)
+        return outputs + sum(self._keep_residual(graph, site) for site in self.residuals)
 
-    def _keep_residual(self, graph: fx.Graph, site: Site, written: set[str]) -> int:
-        name = f"{site.attention}_residual"
+    def _keep_residual(self, graph: fx.Graph, site: Site) -> int:
         attention = find(graph, site.attention)
-        if attention is None or name in written:
+        if attention is None or not _first_write(graph, f"{site.name}.residual"):
             return 0
         with graph.inserting_after(attention):
             windowed = window_call(graph, site, self.windows[site.name])
         with graph.inserting_after(windowed):
             residual = call(graph, aten.sub.Tensor, attention, windowed)
-        residual.name = name
         add_outputs(graph, [residual])
         return 1
+
+
+def _keep_output(graph: fx.Graph, site: Site) -> int:
+    exits = [node for node in (find(graph, name) for name in site.exits) if node is not None]
+    if not exits or not _first_write(graph, f"{site.name}.output"):
+        return 0
+    add_outputs(graph, exits)
+    return 1
+
+
+def _first_write(graph: fx.Graph, slot: str) -> bool:
+    """Note that a slot is written; return whether it wasn't before."""
+    meta = graph.output_node().meta
+    written = meta.get(WRITES, ())
+    meta[WRITES] = (*written, slot)
+    return slot not in written
 
 
 def window_call(graph: fx.Graph, site: Site, window: Window) -> fx.Node:

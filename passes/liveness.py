@@ -1,6 +1,7 @@
 """Liveness over steps: what a step has to keep because a later one reads that very write."""
 
-from .plan import Method, Plan
+from .method import Method
+from .plan import Plan
 
 __all__ = ["kept_outputs", "kept_residuals"]
 

@@ -8,7 +8,8 @@ from ditc.runtime.errors import PlanError
 
 from .costs import site_cost
 from .liveness import kept_residuals
-from .plan import Method, Plan
+from .method import Method
+from .plan import Plan
 from .program import Program
 
 __all__ = ["limit_buckets", "milder"]

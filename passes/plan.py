@@ -2,45 +2,46 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from enum import StrEnum
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from ditc.runtime.errors import PlanError
 
+from .costs import ModelCost, model_cost
+from .method import Method, parse_method
 from .program import CfgLayout, Identity, Program, Site
 from .window import Window
 
-__all__ = ["Method", "Plan"]
+__all__ = ["Losses", "Origin", "Plan"]
 
 FORMAT = "ditc-plan"
 VERSION = 1
 MAX_STEPS = 10_000
 
 
-class Method(StrEnum):
-    """What a site computes at a step (DiTFastAttn, arXiv 2406.08552)."""
+Losses = Mapping[Method, float]
+"""Loss of each candidate that was tried for a cell."""
 
-    FULL = "full"
-    ASC = "asc"
-    WA_RS = "wa-rs"
-    WA_RS_ASC = "wa-rs+asc"
-    AST = "ast"
 
-    @property
-    def windowed(self) -> bool:
-        """Whether it uses window attention and a kept residual."""
-        return self in (Method.WA_RS, Method.WA_RS_ASC)
+@dataclass(frozen=True)
+class Origin:
+    """How a plan was found.
 
-    @property
-    def shares_cfg(self) -> bool:
-        """Whether it computes the conditional half only."""
-        return self in (Method.ASC, Method.WA_RS_ASC)
+    Attributes:
+        search: name of the search, such as `greedy`.
+        threshold: δ, the loss allowed at the last site.
+        metric: name of the loss.
+        seed: of the latents that the search sampled from.
+        samples: how many it calibrated on.
+        ditc: version that searched.
+    """
 
-    @property
-    def runs_full_attention(self) -> bool:
-        """Whether it sees every key, so that a residual can be taken from it."""
-        return self in (Method.FULL, Method.ASC)
+    search: str
+    threshold: float
+    metric: str
+    seed: int
+    samples: int
+    ditc: str
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,10 @@ class Plan:
         windows: window of each site.
         cells: for each step the method of each site.
         scheduler: class name of the scheduler the plan was found with, if any.
+        guidance_scale: that it was found with, if any.
+        origin: how it was found, None if it was written.
+        losses: for each step and site the loss of every candidate that was tried, if known.
+        cost: multiply-adds of the model and its sites, as captured for the plan.
     """
 
     identity: Identity
@@ -63,7 +68,11 @@ class Plan:
     steps: int
     windows: Mapping[str, Window]
     cells: tuple[Mapping[str, Method], ...] = field(repr=False)
+    cost: ModelCost = field(repr=False)
     scheduler: str | None = None
+    guidance_scale: float | None = None
+    origin: Origin | None = None
+    losses: tuple[Mapping[str, Losses], ...] | None = field(default=None, repr=False)
 
     @classmethod
     def uniform(
@@ -99,6 +108,7 @@ class Plan:
             steps=steps,
             windows={site.name: window or Window.default(site.tokens) for site in sites},
             cells=(first, *[later] * (steps - 1)),
+            cost=model_cost(program),
             scheduler=scheduler,
         )
         plan.check(program)
@@ -114,7 +124,7 @@ class Plan:
         return self.cells[step].get(site, Method.FULL)
 
     def replace(self, step: int, site: str, method: str | Method) -> "Plan":
-        """Return a plan that differs in one cell.
+        """Return a plan that differs in one cell; it is written then, no longer found.
 
         Raises:
             PlanError: if step or site is not in the plan, or the method is unknown.
@@ -126,7 +136,7 @@ class Plan:
         chosen = parse_method(method, f"step {step}, site {site}")
         cells = list(self.cells)
         cells[step] = {**cells[step], site: chosen}
-        return replace(self, cells=tuple(cells))
+        return replace(self, cells=tuple(cells), origin=None, losses=None)
 
     def check(self, program: Program, *, ignore_model: bool = False) -> None:
         """Refuse a program that the plan was not made for, or cells that can't be run.
@@ -171,12 +181,16 @@ class Plan:
                 "cfg": self.cfg,
                 "steps": self.steps,
                 "scheduler": self.scheduler,
+                "guidance_scale": self.guidance_scale,
             },
+            "cost": self.cost.to_json(),
+            "found": None if self.origin is None else asdict(self.origin),
             "windows": {
                 name: {"radius": window.radius, "block": window.block}
                 for name, window in self.windows.items()
             },
             "cells": [[str(step[name]) for name in self.windows] for step in self.cells],
+            "losses": None if self.losses is None else [self._losses(row) for row in self.losses],
         }
         return json.dumps(record, indent=1) + "\n"
 
@@ -190,6 +204,10 @@ class Plan:
         from .plan_file import read_plan
 
         return read_plan(Path(path))
+
+    def _losses(self, row: Mapping[str, Losses]) -> list[dict[str, float]]:
+        tried = [row.get(name, {}) for name in self.windows]
+        return [{str(method): loss for method, loss in cell.items()} for cell in tried]
 
     def _check_model(self, program: Program) -> None:
         mine, theirs = self.identity, program.identity
@@ -225,19 +243,6 @@ class Plan:
                 f"{where}: {method} without CFG halves: capture with cfg='cond-first' or "
                 "'uncond-first', or use another method"
             )
-
-
-def parse_method(text: object, where: str) -> Method:
-    """Return the method of that name.
-
-    Raises:
-        PlanError: naming `where` and the methods there are.
-    """
-    try:
-        return Method(text)  # type: ignore[arg-type]
-    except ValueError:
-        known = ", ".join(Method)
-        raise PlanError(f"{where}: unknown method {text!r}, expected one of {known}") from None
 
 
 def _check_window(site: Site, window: Window) -> None:

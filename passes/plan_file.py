@@ -1,18 +1,22 @@
 """Read plan files, trusting nothing in them."""
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
 from ditc.runtime.errors import PlanError
 
-from .plan import FORMAT, MAX_STEPS, VERSION, Method, Plan, parse_method
+from .costs import ModelCost, SiteCost
+from .method import Method, parse_method
+from .plan import FORMAT, MAX_STEPS, VERSION, Losses, Origin, Plan
 from .program import CfgLayout, Identity
 from .window import Window
 
 __all__ = ["parse_plan", "read_plan"]
 
 MAX_CELLS = 10_000_000
+MAX_NUMBER = 1e12
 
 
 def read_plan(path: Path) -> Plan:
@@ -50,11 +54,13 @@ def parse_plan(text: str, where: str) -> Plan:
 
 def _plan(record: object) -> Plan:
     _head(record)
-    top = _fields(record, "plan", {"format", "version", "for", "windows", "cells"})
+    top = _fields(
+        record, "plan", {"format", "version", "for", "cost", "found", "windows", "cells", "losses"}
+    )
     held = _fields(
         top["for"],
         "for",
-        {"model", "config_sha256", "latents", "cfg", "steps", "scheduler"},
+        {"model", "config_sha256", "latents", "cfg", "steps", "scheduler", "guidance_scale"},
     )
     steps = _integer(held["steps"], "for.steps", 1, MAX_STEPS)
     windows = _windows(top["windows"])
@@ -70,7 +76,11 @@ def _plan(record: object) -> Plan:
         steps=steps,
         windows=windows,
         cells=_cells(top["cells"], steps, tuple(windows)),
+        cost=_cost(top["cost"], tuple(windows)),
         scheduler=None if held["scheduler"] is None else _text(held["scheduler"], "for.scheduler"),
+        guidance_scale=_scale(held["guidance_scale"]),
+        origin=None if top["found"] is None else _origin(top["found"]),
+        losses=None if top["losses"] is None else _losses(top["losses"], steps, tuple(windows)),
     )
 
 
@@ -116,6 +126,69 @@ def _row(value: object, step: int, sites: tuple[str, ...]) -> Mapping[str, Metho
         site: parse_method(method, f"step {step}, site {site}")
         for site, method in zip(sites, row, strict=True)
     }
+
+
+def _cost(value: object, sites: tuple[str, ...]) -> ModelCost:
+    fields = _fields(value, "cost", {"rest", "sites"})
+    given = _fields(fields["sites"], "cost.sites", set(sites))
+    return ModelCost(
+        rest=_integer(fields["rest"], "cost.rest", 0, 2**63),
+        sites={name: _site_cost(given[name], f"cost.sites.{name}") for name in sites},
+    )
+
+
+def _site_cost(value: object, where: str) -> SiteCost:
+    fields = _fields(value, where, {"projections", "attention", "tokens"})
+    return SiteCost(
+        projections=_integer(fields["projections"], f"{where}.projections", 0, 2**63),
+        attention=_integer(fields["attention"], f"{where}.attention", 0, 2**63),
+        tokens=_integer(fields["tokens"], f"{where}.tokens", 1, 2**31),
+    )
+
+
+def _origin(value: object) -> Origin:
+    fields = _fields(value, "found", {"search", "threshold", "metric", "seed", "samples", "ditc"})
+    return Origin(
+        search=_text(fields["search"], "found.search"),
+        threshold=_number(fields["threshold"], "found.threshold"),
+        metric=_text(fields["metric"], "found.metric"),
+        seed=_integer(fields["seed"], "found.seed", 0, 2**63),
+        samples=_integer(fields["samples"], "found.samples", 1, 2**31),
+        ditc=_text(fields["ditc"], "found.ditc"),
+    )
+
+
+def _losses(value: object, steps: int, sites: tuple[str, ...]) -> tuple[Mapping[str, Losses], ...]:
+    rows = _list(value, "losses")
+    if len(rows) != steps:
+        raise PlanError(f"losses: expected {steps} steps, found {len(rows)}")
+    return tuple(_loss_row(row, step, sites) for step, row in enumerate(rows))
+
+
+def _loss_row(value: object, step: int, sites: tuple[str, ...]) -> Mapping[str, Losses]:
+    row = _list(value, f"losses of step {step}")
+    if len(row) != len(sites):
+        raise PlanError(f"losses of step {step}: expected {len(sites)}, found {len(row)}")
+    return {site: _loss_cell(cell, step, site) for site, cell in zip(sites, row, strict=True)}
+
+
+def _loss_cell(value: object, step: int, site: str) -> Losses:
+    where = f"losses of step {step}, site {site}"
+    if not isinstance(value, dict):
+        raise PlanError(f"{where}: expected an object, found {_kind(value)}")
+    return {parse_method(name, where): _number(loss, where) for name, loss in value.items()}
+
+
+def _scale(value: object) -> float | None:
+    return None if value is None else _number(value, "for.guidance_scale")
+
+
+def _number(value: object, where: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise PlanError(f"{where}: expected a number, found {_kind(value)}")
+    if not math.isfinite(value) or abs(value) > MAX_NUMBER:
+        raise PlanError(f"{where}: {value} is out of range")
+    return float(value)
 
 
 def _fields(value: object, where: str, names: set[str]) -> dict[str, object]:

@@ -10,7 +10,7 @@ from .base import Pass, run
 from .clean import RemoveDeadCode
 from .graphs import copy_module
 from .keep_slots import KeepSlots
-from .plan import Method
+from .method import Method
 from .program import Program, Site
 from .share_cfg import ShareCfg
 from .share_steps import ShareSteps

@@ -9,7 +9,8 @@ from torch import fx
 from .graphs import SLOT
 from .liveness import kept_outputs, kept_residuals
 from .merging import limit_buckets
-from .plan import Method, Plan
+from .method import Method
+from .plan import Plan
 from .program import Program, Slot
 from .rewriting import rewrite
 from .slots import output_slots, residual_slot

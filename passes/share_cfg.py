@@ -6,6 +6,8 @@ from typing import ClassVar
 import torch
 from torch import fx
 
+from ditc.runtime.errors import PassError
+
 from .base import Pass
 from .graphs import SLOT, call, infer
 from .halving import BatchAxes
@@ -61,8 +63,14 @@ class ShareCfg(Pass):
         infer(inside)
         for node in inside:
             outside = [user for user in node.users if user not in members]
-            if outside:
-                _repeat(graph, node, outside)
+            if not outside:
+                continue
+            if axes.axis.get(node) != 0:
+                raise PassError(
+                    f"site {site.name}: {node.name} doesn't hold the halves on its first axis: "
+                    "use a method without asc there"
+                )
+            _repeat(graph, node, outside)
         return 1
 
     def _conditional(self, graph: fx.Graph, entry: fx.Node) -> fx.Node:

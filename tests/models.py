@@ -197,3 +197,40 @@ def single_module() -> nn.Module:
 
 def plain_kwargs(seed: int = 0, batch: int = BATCH, tokens: int = TOKENS) -> Kwargs:
     return {"x": noise(batch, tokens, 16, seed=seed), "t": torch.full((batch,), 1 - seed / 20)}
+
+
+class SdpaAttention(nn.Module):
+    """Three projections, fused attention, an output projection."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.to_q, self.to_k = nn.Linear(width, width), nn.Linear(width, width)
+        self.to_v, self.to_out = nn.Linear(width, width), nn.Linear(width, width)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        batch, tokens, width = x.shape
+        query, key, value = (
+            layer(x).view(batch, tokens, self.heads, -1).transpose(1, 2)
+            for layer in (self.to_q, self.to_k, self.to_v)
+        )
+        out = nn.functional.scaled_dot_product_attention(query, key, value)
+        return self.to_out(out.transpose(1, 2).reshape(batch, tokens, width))
+
+
+def small() -> nn.Module:
+    return randomised(PlainDenoiser(SdpaAttention, layers=1))
+
+
+def stacked() -> nn.Module:
+    """Attention straight behind attention, the last one at the very end."""
+    return randomised(Stacked())
+
+
+class Stacked(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = SdpaAttention(16, 2), SdpaAttention(16, 2)
+
+    def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        return self.second(self.first(x * t[:, None, None]))

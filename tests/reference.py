@@ -76,6 +76,10 @@ class Eager:
             returned = self.module(**pytree.tree_map(_double, kwargs))
         return pytree.tree_leaves(returned)
 
+    def keep(self, site: str, residual: Heads) -> None:
+        """Put a residual where an earlier step would have left it."""
+        self.states[site] = _State(residual=residual)
+
     def _forward(self, site: str, attention: nn.Module):
         def forward(hidden_states: torch.Tensor, *args: object, **kwargs: object) -> torch.Tensor:
             method = self.cells[self.step].get(site, "full")

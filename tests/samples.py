@@ -16,6 +16,7 @@ LAYOUTS = ("cond-first", "uncond-first")
 SAMPLES = {
     "dit": (models.dit, models.dit_kwargs),
     "pixart": (models.pixart, models.pixart_kwargs),
+    "small": (models.small, models.plain_kwargs),
     "fused-qkv": (models.fused_qkv, models.plain_kwargs),
     "merged-heads": (models.merged_heads, models.plain_kwargs),
     "single-module": (models.single_module, models.plain_kwargs),

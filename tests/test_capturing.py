@@ -52,7 +52,6 @@ def test_a_tuple_of_one() -> None:
     out = program(**kwargs)
     assert isinstance(out, tuple)
     assert len(out) == 1
-    assert "return_dict=False" not in program.constants
     assert program.constants == {"return_dict": False}
 
 
@@ -69,17 +68,11 @@ def test_the_order_of_arguments_does_not_matter() -> None:
 
 def test_weights_are_shared_not_copied() -> None:
     model = sample("dit", "cond-first")
-    parameters = {parameter.data_ptr() for parameter in model.module.parameters()}
-    held = [
-        value
-        for value in model.program.graph_module.state_dict().values()
-        if value.data_ptr() in parameters
-    ]
-    assert sum(value.numel() for value in held) >= 0.99 * sum(
-        parameter.numel()
-        for name, parameter in model.module.named_parameters()
-        if "timestep_embedder" not in name or ".0." in name
-    )
+    graph_module = model.program.graph_module
+    parameters = dict(model.module.named_parameters())
+    used = {str(node.target) for node in graph_module.graph.nodes if node.op == "get_attr"}
+    assert parameters.keys() - used == set()
+    assert all(graph_module.get_parameter(name) is parameters[name] for name in parameters)
 
 
 def test_training_modes_are_restored() -> None:
@@ -245,9 +238,10 @@ class Opaque:
     value: int
 
 
-def test_arguments_that_are_no_tensors_and_unknown_to_torch() -> None:
+def test_arguments_that_torch_does_not_know() -> None:
     message = refusal(lambda: capture(Named(nn.Identity()), {"x": Opaque(3)}))
-    assert message
+    assert message.startswith("Named can't be captured: ")
+    assert "Opaque" in message
 
 
 class InPlace(nn.Module):

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -269,14 +270,8 @@ def test_step_0_is_never_compressed(method: str, reason: str) -> None:
 
 def test_a_site_that_is_not_there() -> None:
     plan = Plan.uniform(program(), 2, "full")
-    moved = Plan(
-        plan.identity,
-        plan.latents,
-        plan.cfg,
-        2,
-        {"attentions.9": Window(1)},
-        ({"attentions.9": Method.FULL},) * 2,
-    )
+    windows, cells = {"attentions.9": Window(1)}, ({"attentions.9": Method.FULL},) * 2
+    moved = replace(plan, windows=windows, cells=cells)
     assert refusal(lambda: moved.check(program())) == (
         "unknown site attentions.9: the program has attentions.0, attentions.1"
     )
@@ -287,7 +282,7 @@ def test_a_site_that_is_not_eligible() -> None:
     plan = Plan.uniform(pixart, 2, "full")
     name = "transformer_blocks.0.attn2"
     cells = ({name: Method.FULL}, {name: Method.AST})
-    crossed = Plan(plan.identity, plan.latents, plan.cfg, 2, {name: Window(3)}, cells)
+    crossed = replace(plan, windows={name: Window(3)}, cells=cells)
     assert refusal(lambda: crossed.check(pixart)) == (
         f"step 1, site {name}: ast on a site that isn't eligible (its attention has a mask)"
     )

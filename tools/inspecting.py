@@ -98,7 +98,7 @@ def _grid(rows: Sequence[Mapping[str, str]]) -> Iterator[str]:
     width = max((len(site) for site in sites), default=4)
     yield f"{'site':<{width}}  steps 0 to {len(rows) - 1}"
     for site in sites:
-        yield f"{site:<{width}}  " + "".join(LETTERS[row[site]] for row in rows)
+        yield f"{site:<{width}}  " + "".join(LETTERS.get(row[site], "?") for row in rows)
     yield LEGEND
     counts = Counter(str(row[site]) for row in rows for site in sites)
     total = sum(counts.values()) or 1

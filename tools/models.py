@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -64,9 +65,11 @@ def parse_call(text: str) -> dict[str, object]:
 
 def _from_factory(name: str) -> Recording:
     module_name, _, attribute = name.partition(":")
+    if str(Path.cwd()) not in sys.path:  # an installed command doesn't look there by itself
+        sys.path.insert(0, str(Path.cwd()))
     try:
         factory = getattr(importlib.import_module(module_name), attribute)
-    except (ImportError, AttributeError) as error:
+    except (ImportError, AttributeError, ValueError) as error:
         raise DitcError(f"model {name}: can't be imported: {error}") from error
     made = factory()
     if not isinstance(made, Recording):
@@ -88,4 +91,10 @@ def _from_pipeline(model: str, steps: int, call: Mapping[str, object]) -> Record
             f"model {model}: is neither 'demo', a pipeline folder, package.module:factory, nor a "
             f"hub id that can be loaded: {first}"
         ) from error
-    return record(pipe, call={"num_inference_steps": steps, **call})
+    try:
+        return record(pipe, call={"num_inference_steps": steps, **call})
+    except (TypeError, ValueError) as error:
+        raise DitcError(
+            f"model {model}: {type(pipe).__name__} refuses its arguments ({error}): give them with "
+            "--call"
+        ) from error

@@ -45,14 +45,17 @@ def generate(options: argparse.Namespace) -> None:
         latents = bundle.generate(
             seed=options.seed,
             guidance_scale=scale,
-            negative=_arrays(options.negative, bundle.manifest) or None,
+            negative=_arrays("--negative", options.negative, bundle.manifest) or None,
             callback=lambda *_: advance(),
-            **_arrays(options.input, bundle.manifest),
+            **_arrays("--input", options.input, bundle.manifest),
         )
-    if out.suffix == ".npy":
-        np.save(out, latents)
-    else:
-        save_images(latents, out)
+    try:
+        if out.suffix == ".npy":
+            np.save(out, latents)
+        else:
+            save_images(latents, out)
+    except OSError as error:
+        raise DitcError(f"--out {out}: can't be written: {error}") from error
     sys.stdout.write(f"{out}: {list(latents.shape)}, seed {options.seed}\n")
 
 
@@ -98,24 +101,24 @@ def _check_finite(step: int, result: Numbers | Mapping[str, Numbers]) -> None:
         raise EngineError(f"step {step}: the result isn't finite on random inputs")
 
 
-def _arrays(given: Iterable[str], manifest: Manifest) -> dict[str, Numbers]:
+def _arrays(option: str, given: Iterable[str], manifest: Manifest) -> dict[str, Numbers]:
     dtypes = {entry.name: entry.dtype for entry in manifest.inputs if entry.role == "condition"}
-    return dict(_array(text, dtypes) for text in given)
+    return dict(_array(option, text, dtypes) for text in given)
 
 
-def _array(text: str, dtypes: Mapping[str, str]) -> tuple[str, Numbers]:
+def _array(option: str, text: str, dtypes: Mapping[str, str]) -> tuple[str, Numbers]:
     """Parse `name=1,2,3` or `name=file.npy`."""
     name, equals, values = text.partition("=")
     if not equals or name not in dtypes:
         known = ", ".join(dtypes) or "none"
-        raise DitcError(f"--input {text}: expected NAME=VALUES, with a name of {known}")
+        raise DitcError(f"{option} {text}: expected NAME=VALUES, with a name of {known}")
     try:
         if values.endswith(".npy"):
             return name, np.load(values, allow_pickle=False)
         numbers = [float(value) for value in values.split(",")]
         array = np.array(numbers).astype(dtypes[name])
     except (OSError, ValueError) as error:
-        raise DitcError(f"--input {name}: {error}") from error
+        raise DitcError(f"{option} {name}: {error}") from error
     if not np.array_equal(array, numbers):
-        raise DitcError(f"--input {name}: {values} doesn't fit {dtypes[name]}")
+        raise DitcError(f"{option} {name}: {values} doesn't fit {dtypes[name]}")
     return name, array

@@ -1,0 +1,185 @@
+"""Cut a program at its sites, so that a step can be run piece by piece and from any site on.
+
+    glue 0 → site 0 → glue 1 → site 1 → … → glue M
+
+A site's piece comes in two: its attention up to the output projection, and the projection, so that
+a method is put together from what is at hand.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import fx
+
+from ditc.runtime.errors import PassError
+
+from .base import run
+from .clean import RemoveDeadCode
+from .costs import multiply_adds
+from .graphs import find, flat_outputs
+from .keep_slots import window_call
+from .program import Program, Site
+from .sites import region
+from .window import Window
+
+__all__ = ["Piece", "Pieces", "SitePieces", "cut"]
+
+Values = dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class Piece:
+    """A run of a program's nodes as a module of its own.
+
+    Attributes:
+        module: takes the tensors named in `inputs`, returns those named in `outputs`.
+        inputs: names of nodes of the program.
+        outputs: names of nodes of the program.
+        multiply_adds: of one run.
+    """
+
+    module: fx.GraphModule = field(repr=False)
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    multiply_adds: int
+
+    def __call__(self, values: Mapping[str, torch.Tensor]) -> Values:
+        """Run the piece on values by name and return what it yields, by name."""
+        with torch.no_grad():
+            results = self.module(*(values[name] for name in self.inputs))
+        return dict(zip(self.outputs, results, strict=True))
+
+
+@dataclass(frozen=True, eq=False)
+class SitePieces:
+    """A site, cut.
+
+    Attributes:
+        site: which.
+        whole: from what enters the site to its exits.
+        attention: from what enters the site to full attention, before the output projection.
+        window: the same with attention in the window.
+        exit: from the attention's output to the exits.
+    """
+
+    site: Site
+    whole: Piece
+    attention: Piece
+    window: Piece
+    exit: Piece
+
+
+@dataclass(frozen=True, eq=False)
+class Pieces:
+    """A program, cut at sites.
+
+    Attributes:
+        glue: what runs before each site, and behind the last.
+        sites: the sites in the order in which they run.
+        outputs: names of the nodes that the program returns.
+    """
+
+    glue: tuple[Piece, ...]
+    sites: tuple[SitePieces, ...]
+    outputs: tuple[str, ...]
+
+
+def cut(program: Program, windows: Mapping[str, Window]) -> Pieces:
+    """Cut a program at the sites that `windows` names.
+
+    Raises:
+        PassError: if the sites overlap, or one's output doesn't pass through its exits alone.
+    """
+    graph = program.graph_module.graph
+    sites = [site for site in program.sites if site.name in windows]
+    insides = [region(graph, site.projections, site.exits) for site in sites]
+    taken = {node for inside in insides for node in inside}
+    if len(taken) != sum(len(inside) for inside in insides):
+        raise PassError("sites overlap: a node belongs to two of them")
+    runs: list[list[fx.Node]] = [[] for _ in range(len(sites) + 1)]
+    ends = {site.exits[-1]: number for number, site in enumerate(sites)}
+    current = 0
+    for node in graph.nodes:
+        if node.op == "call_function" and node not in taken:
+            runs[current].append(node)
+        if node.name in ends:
+            current = ends[node.name] + 1
+    returned = tuple(node.name for node in flat_outputs(graph))
+    return Pieces(
+        glue=tuple(_piece(program, nodes, _used_elsewhere(nodes)) for nodes in runs),
+        sites=tuple(
+            _site_pieces(program, site, inside, windows[site.name])
+            for site, inside in zip(sites, insides, strict=True)
+        ),
+        outputs=returned,
+    )
+
+
+def _site_pieces(
+    program: Program, site: Site, inside: Sequence[fx.Node], window: Window
+) -> SitePieces:
+    attention = next(node for node in inside if node.name == site.attention)
+    before = _needed(attention, set(inside))
+    front = [node for node in inside if node in before]
+    back = [node for node in inside if node not in before]
+    if any(user in before for node in back for user in node.users):
+        raise PassError(f"site {site.name}: its exits feed its attention")
+    return SitePieces(
+        site=site,
+        whole=_piece(program, inside, list(site.exits)),
+        attention=_piece(program, front, [site.attention]),
+        window=_windowed(program, front, site, window),
+        exit=_piece(program, back, list(site.exits)),
+    )
+
+
+def _windowed(program: Program, front: Sequence[fx.Node], site: Site, window: Window) -> Piece:
+    piece = _piece(program, front, [site.attention])
+    graph = piece.module.graph
+    attention = find(graph, site.attention)
+    assert attention is not None
+    with graph.inserting_after(attention):
+        windowed = window_call(graph, site, window)
+    attention.replace_all_uses_with(windowed)
+    run((RemoveDeadCode(),), piece.module)
+    return Piece(piece.module, piece.inputs, piece.outputs, multiply_adds(graph))
+
+
+def _needed(node: fx.Node, inside: set[fx.Node]) -> set[fx.Node]:
+    """Return a node and those inside that it is computed from."""
+    found: set[fx.Node] = set()
+    front = [node]
+    while front:
+        current = front.pop()
+        if current in inside and current not in found:
+            found.add(current)
+            front.extend(current.all_input_nodes)
+    return found
+
+
+def _used_elsewhere(nodes: Iterable[fx.Node]) -> list[str]:
+    own = set(nodes)
+    return [node.name for node in nodes if any(user not in own for user in node.users)]
+
+
+def _piece(program: Program, nodes: Sequence[fx.Node], outputs: Sequence[str]) -> Piece:
+    """Copy nodes into a graph of their own; what they use of others becomes inputs."""
+    graph = fx.Graph()
+    own = set(nodes)
+    mapping: dict[fx.Node, fx.Node] = {}
+    outside = dict.fromkeys(arg for node in nodes for arg in node.all_input_nodes if arg not in own)
+    inputs = [node for node in outside if node.op != "get_attr"]
+    for source in inputs:
+        mapping[source] = graph.placeholder(source.name)
+        mapping[source].meta = dict(source.meta)
+    for source in outside:
+        if source.op == "get_attr":
+            mapping[source] = graph.node_copy(source)
+    for node in nodes:
+        mapping[node] = graph.node_copy(node, mapping.__getitem__)
+    by_name = {source.name: node for source, node in mapping.items()}
+    graph.output(tuple(by_name[name] for name in outputs))
+    module = fx.GraphModule(program.graph_module, graph)
+    run((), module)
+    return Piece(module, tuple(node.name for node in inputs), tuple(outputs), multiply_adds(graph))

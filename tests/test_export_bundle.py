@@ -1,0 +1,155 @@
+"""A bundle is written beside its place and renamed into it: whole, or not there."""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from ditc.export.bundle import records, staged
+from ditc.runtime.errors import BundleError
+
+
+def write(folder: Path, text: str = "new") -> None:
+    (folder / "weights").write_text(text)
+    record = {"format": "ditc-bundle", "files": {"weights": {}}}
+    (folder / "manifest.json").write_text(json.dumps(record))
+
+
+def tree(folder: Path) -> list[str]:
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*"))
+
+
+def test_a_new_place_and_its_parents(tmp_path: Path) -> None:
+    with staged(tmp_path / "a" / "b" / "bundle") as folder:
+        write(folder)
+        assert not (tmp_path / "a" / "b" / "bundle").exists()
+    assert tree(tmp_path / "a") == ["b", "b/bundle", "b/bundle/manifest.json", "b/bundle/weights"]
+
+
+def test_others_may_read_it(tmp_path: Path) -> None:
+    with staged(tmp_path / "bundle") as folder:
+        write(folder)
+    assert (tmp_path / "bundle").stat().st_mode & 0o777 == 0o755
+    assert (tmp_path / "bundle" / "weights").stat().st_mode & 0o777 == 0o644
+
+
+def test_a_bundle_is_replaced(tmp_path: Path) -> None:
+    for text in ("old", "new"):
+        with staged(tmp_path / "bundle") as folder:
+            write(folder, text)
+    assert (tmp_path / "bundle" / "weights").read_text() == "new"
+    assert tree(tmp_path) == ["bundle", "bundle/manifest.json", "bundle/weights"]
+
+
+def test_an_empty_folder_is_replaced(tmp_path: Path) -> None:
+    (tmp_path / "bundle").mkdir()
+    with staged(tmp_path / "bundle") as folder:
+        write(folder)
+    assert tree(tmp_path) == ["bundle", "bundle/manifest.json", "bundle/weights"]
+
+
+def test_a_link_stays_a_link(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    with staged(tmp_path / "link") as folder:
+        write(folder)
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "real" / "weights").read_text() == "new"
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
+def test_an_interrupted_block_leaves_nothing(tmp_path: Path, error: type[BaseException]) -> None:
+    with pytest.raises(error), staged(tmp_path / "a" / "b" / "bundle") as folder:
+        write(folder)
+        raise error
+    assert tree(tmp_path) == []
+
+
+def test_an_interrupted_block_leaves_the_old_bundle(tmp_path: Path) -> None:
+    with staged(tmp_path / "bundle") as folder:
+        write(folder, "old")
+    with pytest.raises(KeyboardInterrupt), staged(tmp_path / "bundle") as folder:
+        write(folder)
+        raise KeyboardInterrupt
+    assert (tmp_path / "bundle" / "weights").read_text() == "old"
+    assert tree(tmp_path) == ["bundle", "bundle/manifest.json", "bundle/weights"]
+
+
+def test_a_swap_that_fails_puts_the_old_bundle_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with staged(tmp_path / "bundle") as folder:
+        write(folder, "old")
+    rename = os.rename
+
+    def replace(self: Path, target: Path) -> Path:
+        if self.name.startswith(".bundle.") and target.name == "bundle":
+            raise OSError("no room")
+        rename(self, target)
+        return target
+
+    monkeypatch.setattr(Path, "replace", replace)
+    with pytest.raises(BundleError, match="can't be written: no room"):
+        with staged(tmp_path / "bundle") as folder:
+            write(folder)
+    assert (tmp_path / "bundle" / "weights").read_text() == "old"
+    assert tree(tmp_path) == ["bundle", "bundle/manifest.json", "bundle/weights"]
+
+
+def test_a_disk_that_is_full(tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match="can't be written: .*No space left"):
+        with staged(tmp_path / "bundle") as folder:
+            write(folder)
+            with Path("/dev/full").open("w") as file:
+                file.write("x")
+    assert tree(tmp_path) == []
+
+
+def refusal(place: Path) -> str:
+    before = tree(place.parent)
+    with pytest.raises(BundleError) as caught, staged(place):
+        pytest.fail("nothing may be written there")
+    assert tree(place.parent) == before
+    return str(caught.value)
+
+
+def test_what_is_no_bundle_is_left_alone(tmp_path: Path) -> None:
+    place = tmp_path / "place"
+    place.mkdir()
+    (place / "thesis.tex").write_text("all of it")
+    expected = f"{place} is there and is no bundle: remove it, or write somewhere else"
+    assert refusal(place) == expected
+    (place / "manifest.json").write_text('{"name": "an extension of a browser"}')
+    assert refusal(place) == expected
+    (place / "manifest.json").write_text("[")
+    assert refusal(place) == expected
+    assert refusal(place / "thesis.tex").startswith(f"{place / 'thesis.tex'} is there")
+
+
+def test_what_was_put_into_a_bundle_is_left_alone(tmp_path: Path) -> None:
+    with staged(tmp_path / "bundle") as folder:
+        write(folder)
+    (tmp_path / "bundle" / "best.png").write_text("kept nowhere else")
+    assert refusal(tmp_path / "bundle") == (
+        f"{tmp_path / 'bundle'} holds best.png, which is no part of the bundle there: move it, or "
+        "write somewhere else"
+    )
+
+
+def test_a_place_that_cannot_be(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    message = refusal(tmp_path / "file" / "bundle")
+    assert message.startswith(f"bundle {tmp_path / 'file' / 'bundle'}: can't be written: ")
+    assert "\n" not in message
+
+
+def test_records_are_of_every_file_but_the_manifest(tmp_path: Path) -> None:
+    write(tmp_path)
+    (tmp_path / "graphs").mkdir()
+    (tmp_path / "graphs" / "b00.onnx").write_bytes(b"graph")
+    found = records(tmp_path)
+    assert list(found) == ["graphs/b00.onnx", "weights"]
+    assert found["weights"].sha256 == hashlib.sha256(b"new").hexdigest()
+    assert found["weights"].bytes == 3

@@ -1,0 +1,116 @@
+import copy
+
+import numpy as np
+import pytest
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
+
+from ditc.export import sampler_table
+from ditc.passes import Method, Plan
+from ditc.runtime.errors import PlanError
+from ditc.tools.search import greedy, relative_loss, threshold_of
+from ditc.tools.trajectory import Trajectory
+
+from .reference import Eager
+from .samples import Sample, sample
+
+STEPS = 5
+ORDER = ("ast", "wa-rs+asc", "wa-rs", "asc")
+SCALE = 2.0
+
+
+def loss_of(reference: torch.Tensor, output: torch.Tensor) -> float:
+    size = np.maximum(np.abs(reference.numpy()), np.abs(output.numpy())) + 1e-6
+    return float(np.mean(np.clip(np.abs(reference.numpy() - output.numpy()) / size, 0, 10)))
+
+
+def plain_greedy(model: Sample, threshold: float, seed: int) -> list[dict[str, str]]:
+    """The paper's search, the whole model run anew in eager fp64 for every candidate."""
+    table = sampler_table(FlowMatchEulerDiscreteScheduler(), STEPS)
+    plan = Plan.uniform(model.program, STEPS, "full")
+    windows = {name: (window.radius, window.block) for name, window in plan.windows.items()}
+    cells: list[dict[str, str]] = [dict.fromkeys(windows, "full") for _ in range(STEPS)]
+    eager = Eager(model.module, model.paths(), cells, windows, model.program.cfg)
+    trajectory = Trajectory(model.program, table, SCALE, seed)
+
+    def run(step: int, keep: bool = False) -> torch.Tensor:
+        before = copy.deepcopy(eager.states)
+        output = eager(step, **trajectory.inputs(step))[0]
+        if not keep:
+            eager.states = before
+        return output
+
+    for step in range(STEPS):
+        if step:
+            reference = run(step)
+            for number, site in enumerate(windows):
+                for method in (*ORDER, "full"):
+                    cells[step][site] = method
+                    limit = threshold * (number + 1) / len(windows)
+                    if method == "full" or loss_of(reference, run(step)) < limit:
+                        break
+        trajectory.advance(step, run(step, keep=True).float())
+    return cells
+
+
+@pytest.mark.parametrize("cfg", ["cond-first", "uncond-first"])
+@pytest.mark.parametrize("threshold", [0.05, 0.3, 1.0])
+def test_decides_as_a_search_that_runs_the_whole_model_for_every_candidate(
+    cfg: str, threshold: float
+) -> None:
+    model = sample("dit", cfg)
+    table = sampler_table(FlowMatchEulerDiscreteScheduler(), STEPS)
+    found = greedy(model.program, table, threshold, guidance_scale=SCALE, seed=3)
+    plain = plain_greedy(model, threshold, seed=3)
+    assert [{site: str(m) for site, m in row.items()} for row in found.plan.cells] == plain
+    assert found.multiply_adds < found.plain_multiply_adds
+
+
+def test_thresholds_reach_several_methods() -> None:
+    model = sample("dit", "cond-first")
+    table = sampler_table(FlowMatchEulerDiscreteScheduler(), STEPS)
+    used = {
+        method
+        for threshold in (0.05, 0.3, 1.0)
+        for row in greedy(model.program, table, threshold, guidance_scale=SCALE, seed=3).plan.cells
+        for method in row.values()
+    }
+    assert len(used) >= 4, used
+
+
+def test_without_halves_nothing_is_shared_across_cfg() -> None:
+    model = sample("dit", None)
+    table = sampler_table(FlowMatchEulerDiscreteScheduler(), STEPS)
+    found = greedy(model.program, table, 1.0, seed=0)
+    methods = {method for row in found.plan.cells for method in row.values()}
+    assert methods <= {Method.FULL, Method.AST, Method.WA_RS}
+
+
+def test_step_0_is_full_and_tries_nothing() -> None:
+    model = sample("dit", "cond-first")
+    table = sampler_table(FlowMatchEulerDiscreteScheduler(), 2)
+    found = greedy(model.program, table, 5.0, guidance_scale=SCALE)
+    assert set(found.plan.cells[0].values()) == {Method.FULL}
+    assert all(not tried for tried in found.plan.losses[0].values())
+    assert set(found.plan.cells[1].values()) == {Method.AST}
+
+
+def test_loss_is_the_papers() -> None:
+    first = torch.tensor([1.0, -2.0, 0.0, 3.0])
+    second = torch.tensor([1.5, -1.0, 0.0, -3.0])
+    # |O−O'| / max(|O|, |O'|): 0.5/1.5, 1/2, 0, 6/3
+    assert relative_loss(first, second) == pytest.approx((1 / 3 + 0.5 + 0 + 2) / 4, rel=1e-5)
+    assert relative_loss(first, second) == relative_loss(second, first)
+
+
+def test_threshold_rises_with_depth() -> None:
+    found = [threshold_of(0.1, number, 4) for number in range(4)]
+    assert found == pytest.approx([0.025, 0.05, 0.075, 0.1])
+
+
+@pytest.mark.parametrize("threshold", [0.0, -1.0, float("nan"), float("inf")])
+def test_threshold_has_to_be_positive(threshold: float) -> None:
+    model = sample("dit", "cond-first")
+    table = sampler_table(FlowMatchEulerDiscreteScheduler(), 2)
+    with pytest.raises(PlanError, match="expected a positive number"):
+        greedy(model.program, table, threshold)

@@ -1,0 +1,60 @@
+"""Sample with a program in torch: latents in, what the model is asked, model outputs back."""
+
+from collections.abc import Mapping
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from ditc.passes import Program
+from ditc.runtime.guidance import guide
+from ditc.runtime.sampler import SamplerState, SamplerTable
+
+__all__ = ["Trajectory"]
+
+
+class Trajectory:
+    """One sampling run, driven from outside step by step.
+
+    Attributes:
+        latents: `[samples, …]` float32, as they are before the next step.
+    """
+
+    def __init__(
+        self, program: Program, table: SamplerTable, guidance_scale: float, seed: int
+    ) -> None:
+        self._program = program
+        self._table = table
+        self._scale = guidance_scale
+        self._state = SamplerState(table)
+        self._draw = np.random.default_rng(seed)
+        batch, *rest = program.latents.shape
+        self._shape = (batch // 2 if program.cfg else batch, *rest)
+        noise = self._draw.standard_normal(self._shape, np.float32)
+        self.latents: npt.NDArray[np.float32] = noise * np.float32(table.init_noise_scale)
+
+    @property
+    def samples(self) -> int:
+        """How many samples are denoised at once."""
+        return self._shape[0]
+
+    def inputs(self, step: int) -> Mapping[str, torch.Tensor]:
+        """Return the program's inputs at a step, by name."""
+        values = dict(self._program.example)
+        scaled = self._state.model_input(step, self.latents)
+        whole = np.concatenate([scaled, scaled]) if self._program.cfg else scaled
+        for entry in self._program.inputs:
+            if entry.role == "latents":
+                values[entry.name] = torch.from_numpy(whole).to(entry.dtype)
+            elif entry.role == "timestep":
+                values[entry.name] = torch.full(
+                    entry.shape, self._table.timesteps[step], dtype=entry.dtype
+                )
+        return values
+
+    def advance(self, step: int, output: torch.Tensor) -> None:
+        """Go on from the model's output at a step, `[batch, channels, …]`."""
+        guided = guide(self._program.cfg, output.numpy(), self._scale, self._shape)
+        drawn = bool(self._table.noise[step])
+        noise = self._draw.standard_normal(self._shape, np.float32) if drawn else None
+        self.latents = self._state.advance(step, self.latents, guided, noise)
