@@ -1,5 +1,7 @@
 """Multiply-adds: the paper's figures, and graphs counted node by node."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -130,5 +132,5 @@ def test_asc_leaves_half_and_ast_the_first_step() -> None:
 
 def test_a_plan_of_no_sites_leaves_all() -> None:
     program = sample("dit", None).program
-    plan = Plan(program.identity, program.latents.shape[1:], None, 2, {}, ({}, {}))
+    plan = replace(Plan.uniform(program, 2, "full"), windows={}, cells=({}, {}))
     assert schedule_cost(schedule(program, plan)).attention_left == 1.0
