@@ -18,11 +18,10 @@ from ditc.runtime.manifest import (
     OutputInfo,
     SlotInfo,
 )
-from ditc.runtime.sampler import SamplerTable
 
 from .bundle import MANIFEST, records, staged
 from .onnx import Lowered, lower, save
-from .sampler import Scheduler, sampler_table
+from .sampler import sampler_table
 from .weights import merge, write_store
 
 __all__ = ["compile"]
@@ -59,14 +58,15 @@ def compile(  # noqa: A001 (the contract's name)
         The bundle's folder.
 
     Raises:
-        LoweringError: if target or precision are unknown, a graph can't be expressed, or the
-            scheduler isn't linear.
+        LoweringError: if target or precision are unknown, the model isn't of that precision, a
+            graph can't be expressed, or the scheduler isn't linear.
         PassError: if a method of the plan can't be applied.
         BundleError: if the bundle can't be written there. Nothing half-written is left.
     """
     _check_choice("target", target, TARGETS)
     _check_choice("precision", precision, PRECISIONS)
-    table = _table(sampler, sched.steps)
+    _check_dtypes(sched.program, precision)
+    table = None if sampler is None else sampler_table(sampler, sched.steps)
     place = Path(out_dir)
     with staged(place) as folder:
         lowered: dict[str, Lowered] = {}
@@ -106,14 +106,15 @@ def _check_choice(what: str, given: str, known: tuple[str, ...]) -> None:
         raise LoweringError(f"{what} {given!r} is not known: expected {' or '.join(known)}")
 
 
-def _table(sampler: object, steps: int) -> SamplerTable | None:
-    if sampler is None:
-        return None
-    if not isinstance(sampler, Scheduler):
-        raise LoweringError(
-            f"sampler is {type(sampler).__name__}, expected a diffusers scheduler or None"
-        )
-    return sampler_table(sampler, steps)
+def _check_dtypes(program: Program, precision: str) -> None:
+    graph = program.graph_module.graph
+    for node in (*graph.find_nodes(op="placeholder"), *graph.find_nodes(op="get_attr")):
+        dtype = node.meta["val"].dtype
+        if dtype.is_floating_point and dtype.itemsize < torch.float32.itemsize:
+            raise LoweringError(
+                f"{node.target} is {_dtype(dtype)}, expected float32 for precision {precision}: "
+                "load the model in float32 and capture it again"
+            )
 
 
 def _file(bucket: Bucket) -> str:

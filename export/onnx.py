@@ -20,6 +20,7 @@ from ditc.passes.scheduling import Bucket
 from ditc.runtime.errors import LoweringError
 
 from .drop_squeezes import DropSqueezes
+from .expand_masks import ExpandMasks
 from .lower_windows import LowerWindows
 from .transpose_weights import TransposeWeights
 
@@ -29,6 +30,7 @@ OPSET = 23
 """First opset with `Attention`, which engines have dedicated kernels for."""
 INLINE_BYTES = 1024
 """Constants up to this size stay in the graph's file."""
+PIPELINE = (LowerWindows(), DropSqueezes(), ExpandMasks(), TransposeWeights(), RemoveDeadCode())
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,7 +53,7 @@ def lower(bucket: Bucket) -> Lowered:
         LoweringError: naming the bucket, if an operator has no ONNX counterpart.
     """
     module = copy_module(bucket.graph_module)
-    run((LowerWindows(), DropSqueezes(), TransposeWeights(), RemoveDeadCode()), module)
+    run(PIPELINE, module)
     model = _translate(bucket, module)
     _name(bucket, model)
     _strip(model)

@@ -31,7 +31,7 @@ SEED = 0
 
 
 def sampler_table(
-    scheduler: Scheduler, steps: int, *, step_kwargs: Mapping[str, object] | None = None
+    scheduler: object, steps: int, *, step_kwargs: Mapping[str, object] | None = None
 ) -> SamplerTable:
     """Return the coefficients of `scheduler` over a run of `steps` model evaluations.
 
@@ -46,9 +46,11 @@ def sampler_table(
         step_kwargs: further arguments of the scheduler's `step`, such as `{"eta": 1.0}` for DDIM.
 
     Raises:
-        LoweringError: if the scheduler is set to another count, isn't linear, draws noise that
+        LoweringError: if it is no scheduler, is set to another count, isn't linear, draws noise that
             can't be drawn again, looks back more than four steps, or disagrees with its table.
     """
+    if not isinstance(scheduler, Scheduler):
+        raise LoweringError(f"{type(scheduler).__name__} is no diffusers scheduler: pass one")
     probe = Probe(prepared(scheduler, steps), step_kwargs or {})
     response = probe.response()
     _check_linear(probe, response)

@@ -8,7 +8,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from ditc.export import sampler_table
 from ditc.passes import Method, Plan
 from ditc.runtime.errors import PlanError
-from ditc.tools.search import greedy, relative_loss, threshold_of
+from ditc.tools.search import Decided, greedy, relative_loss, threshold_of
 from ditc.tools.trajectory import Trajectory
 
 from .reference import Eager
@@ -93,6 +93,28 @@ def test_step_0_is_full_and_tries_nothing() -> None:
     assert set(found.plan.cells[0].values()) == {Method.FULL}
     assert all(not tried for tried in found.plan.losses[0].values())
     assert set(found.plan.cells[1].values()) == {Method.AST}
+
+
+def test_goes_on_behind_decided_steps_to_the_same_plan() -> None:
+    model = sample("dit", "uncond-first")
+    table = sampler_table(FlowMatchEulerDiscreteScheduler(), STEPS)
+    steps: list[Decided] = []
+    whole = greedy(model.program, table, 0.3, guidance_scale=SCALE, seed=3, on_step=steps.append)
+    assert len(steps) == STEPS
+    for done in range(STEPS + 1):
+        rest: list[Decided] = []
+        again = greedy(
+            model.program,
+            table,
+            0.3,
+            guidance_scale=SCALE,
+            seed=3,
+            decided=steps[:done],
+            on_step=rest.append,
+        )
+        assert rest == steps[done:]
+        assert again.plan.to_json() == whole.plan.to_json()
+        assert again.multiply_adds == whole.multiply_adds
 
 
 def test_loss_is_the_papers() -> None:

@@ -51,9 +51,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"ditc {version('ditc')}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     _add_demo(commands)
+    _add_search(commands)
     _add_compile(commands)
     _add_run(commands)
     _add_inspect(commands)
+    _add_diff(commands)
     _add_verify(commands)
     _add_bench(commands)
     return parser
@@ -69,6 +71,29 @@ def _add_demo(commands: Commands) -> None:
     parser.add_argument("-o", "--out", type=Path, default=Path("out/demo"), help="folder to write")
     parser.add_argument("--rounds", type=_positive, default=7, help="rounds of timing (7)")
     parser.set_defaults(run=_demo)
+
+
+def _add_search(commands: Commands) -> None:
+    parser = commands.add_parser("search", help="find a plan for a model and a threshold")
+    parser.add_argument("model", metavar="MODEL", help="as for compile")
+    parser.add_argument("-o", "--out", type=Path, required=True, help="plan file to write")
+    parser.add_argument("--steps", type=_positive, default=20, help="denoising steps (20)")
+    parser.add_argument("--threshold", type=float, default=0.1, help="loss allowed, δ (0.1)")
+    parser.add_argument(
+        "--calibration", type=_positive, default=4, help="samples (4; demo only, else --call)"
+    )
+    parser.add_argument("--guidance-scale", type=float, default=4.0)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--call", default="{}", help="the pipeline's arguments as a JSON object")
+    parser.set_defaults(run=_search)
+
+
+def _add_diff(commands: Commands) -> None:
+    parser = commands.add_parser("diff", help="show how two plans differ")
+    parser.add_argument("first", type=Path, metavar="A")
+    parser.add_argument("second", type=Path, metavar="B")
+    parser.add_argument("--json", action="store_true", help="for programs to read")
+    parser.set_defaults(run=_diff)
 
 
 def _add_compile(commands: Commands) -> None:
@@ -112,6 +137,9 @@ def _add_run(commands: Commands) -> None:
 def _add_inspect(commands: Commands) -> None:
     parser = commands.add_parser("inspect", help="show what a bundle or a plan holds")
     parser.add_argument("path", type=Path, help="bundle folder or plan.json")
+    parser.add_argument(
+        "--why", nargs=2, metavar=("STEP", "SITE"), help="explain one cell of a plan"
+    )
     parser.add_argument("--json", action="store_true", help="for programs to read")
     parser.set_defaults(run=_inspect)
 
@@ -169,9 +197,33 @@ def _run(options: argparse.Namespace) -> None:
 
 
 def _inspect(options: argparse.Namespace) -> None:
+    if options.why is not None:
+        from .comparing import explain
+
+        explain(options.path, _step(options.why[0]), options.why[1])
+        return
     from .inspecting import inspect
 
     inspect(options.path, as_json=options.json)
+
+
+def _step(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise DitcError(f"--why {text}: expected the number of a step") from None
+
+
+def _search(options: argparse.Namespace) -> None:
+    from .searching import search
+
+    search(options)
+
+
+def _diff(options: argparse.Namespace) -> None:
+    from .comparing import diff
+
+    diff(options.first, options.second, as_json=options.json)
 
 
 def _verify(options: argparse.Namespace) -> None:

@@ -183,7 +183,9 @@ def _report(
 
 
 def _write(report: Report, images: dict[str, Images], out: Path) -> None:
-    record = asdict(report)
+    record = {**asdict(report), "classes": CLASSES}
+    for name, made in images.items():
+        np.save(out / f"images-{name}.npy", made)
     (out / "report.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     shown = [CLASSES.index(character) for character in SHOWN]
     rows = [(name, _note(report, name), to_bytes(made[shown])) for name, made in images.items()]

@@ -9,7 +9,7 @@ values in front of its site; the run of one that is accepted is the next base; t
 step itself.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 
@@ -23,12 +23,29 @@ from ditc.runtime.sampler import SamplerTable
 
 from .trajectory import Trajectory
 
-__all__ = ["CANDIDATES", "Found", "greedy", "relative_loss", "threshold_of"]
+__all__ = ["CANDIDATES", "Decided", "Found", "greedy", "relative_loss", "threshold_of"]
 
 CANDIDATES = (Method.AST, Method.WA_RS_ASC, Method.WA_RS, Method.ASC)
 """Methods in the order in which the paper tries them; `full` where none is good enough."""
 Values = dict[str, torch.Tensor]
 METRIC = "relative, symmetric, clipped at 10"
+
+
+@dataclass(frozen=True)
+class Decided:
+    """A step that a search has decided.
+
+    Attributes:
+        methods: method of each site.
+        losses: loss of every candidate that was tried, by site.
+        multiply_adds: computed by the search up to and with this step.
+        plain_multiply_adds: the same of a search that runs the whole model each time.
+    """
+
+    methods: Mapping[str, Method]
+    losses: Mapping[str, Losses]
+    multiply_adds: int
+    plain_multiply_adds: int
 
 
 @dataclass(frozen=True)
@@ -69,7 +86,8 @@ def greedy(
     guidance_scale: float = 1.0,
     seed: int = 0,
     windows: Mapping[str, Window] | None = None,
-    progress: Callable[[], object] | None = None,
+    decided: Sequence[Decided] = (),
+    on_step: Callable[[Decided], object] | None = None,
 ) -> Found:
     """Find a plan: step by step, site by site, the first candidate under the threshold.
 
@@ -81,7 +99,9 @@ def greedy(
         guidance_scale: scale of classifier-free guidance; ignored without.
         seed: of the initial latents and the sampler's noise.
         windows: window of each site to compress, the default one of every eligible site if None.
-        progress: called after each step.
+        decided: steps that an earlier search with the same arguments has decided; they are run
+            as decided, once each, and the search goes on behind them.
+        on_step: called with each step that was decided anew.
 
     Raises:
         PlanError: if the threshold is no positive number or nothing is eligible.
@@ -94,20 +114,20 @@ def greedy(
         raise PlanError("the program has no site that can be compressed")
     trajectory = Trajectory(program, table, guidance_scale, seed)
     search = _Search(program, cut(program, chosen), chosen, threshold)
-    cells: list[Mapping[str, Method]] = []
-    losses: list[Mapping[str, Losses]] = []
-    for step in range(table.steps):
-        decided, tried, output = search.step(step, trajectory.inputs(step))
-        cells.append(decided)
-        losses.append(tried)
+    record = list(decided)
+    for step, known in enumerate(record):
+        trajectory.advance(step, search.replay(trajectory.inputs(step), known))
+    for step in range(len(record), table.steps):
+        new, output = search.decide(step, trajectory.inputs(step))
+        record.append(new)
         trajectory.advance(step, output)
-        if progress is not None:
-            progress()
+        if on_step is not None:
+            on_step(new)
     found = replace(
         plan,
         windows=chosen,
-        cells=tuple(cells),
-        losses=tuple(losses),
+        cells=tuple(step.methods for step in record),
+        losses=tuple(step.losses for step in record),
         guidance_scale=guidance_scale if program.cfg else None,
         origin=Origin("greedy", threshold, METRIC, seed, trajectory.samples, version("ditc")),
     )
@@ -136,14 +156,24 @@ class _Search:
         shared = (Method.ASC, Method.WA_RS_ASC) if program.cfg is None else ()
         self._candidates = [method for method in CANDIDATES if method not in shared]
 
-    def step(
-        self, step: int, inputs: Mapping[str, torch.Tensor]
-    ) -> tuple[dict[str, Method], dict[str, Losses], torch.Tensor]:
-        """Decide every site of a step.
+    def replay(self, inputs: Mapping[str, torch.Tensor], known: Decided) -> torch.Tensor:
+        """Run a step as it was decided and return its output."""
+        values = {**inputs, **self.pieces.glue[0](inputs)}
+        for number, part in enumerate(self.pieces.sites):
+            values.update(part.whole(values))
+            forms = _Forms(self, part, values)
+            method = known.methods[part.site.name]
+            exits = forms.exits(method)
+            forms.keep(method)
+            values = {**values, **exits}
+            values.update(self.pieces.glue[number + 1](values))
+            values = {name: values[name] for name in self._needs[number + 1] if name in values}
+        self.multiply_adds = known.multiply_adds
+        self.plain_multiply_adds = known.plain_multiply_adds
+        return values[self.pieces.outputs[0]]
 
-        Returns:
-            Methods by site, losses of tried candidates by site, and the step's output.
-        """
+    def decide(self, step: int, inputs: Mapping[str, torch.Tensor]) -> tuple[Decided, torch.Tensor]:
+        """Decide every site of a step, and return its output too."""
         name = self.pieces.outputs[0]
         base = self._run_behind(-1, dict(inputs))
         reference = base[name]
@@ -165,7 +195,8 @@ class _Search:
             decided[part.site.name] = method
             tried[part.site.name] = losses
         self._count_plain(decided)
-        return decided, tried, base[name]
+        new = Decided(decided, tried, self.multiply_adds, self.plain_multiply_adds)
+        return new, base[name]
 
     def run(self, piece: Piece, values: Mapping[str, torch.Tensor]) -> Values:
         """Run a piece and count it."""

@@ -1,0 +1,360 @@
+"""The `ditc` command: what each one writes, exit codes, and which run without torch."""
+
+import json
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import pytest
+from diffusers import AutoencoderKL, DDIMScheduler, DiTPipeline, DiTTransformer2DModel
+from PIL import Image
+
+from ditc.passes import Plan, capture, record
+from ditc.runtime import Bundle
+from ditc.tools.cli import main
+
+from . import models
+from .compiled import demo_bundle, planned, sampling_bundle, small_bundle, workshop
+from .test_export_bundle import tree
+
+COMMANDS = ("demo", "compile", "run", "inspect", "verify", "bench")
+Capture = pytest.CaptureFixture[str]
+
+
+def fails(capsys: Capture, *arguments: object) -> str:
+    """Return the one line on standard error of a command that exits with 1."""
+    assert main([str(argument) for argument in arguments]) == 1
+    captured = capsys.readouterr()
+    last = captured.err.splitlines()[-1]
+    assert last.startswith("ditc: ")
+    assert "Traceback" not in captured.err
+    return last.removeprefix("ditc: ")
+
+
+def misused(capsys: Capture, *arguments: str) -> str:
+    """Return what a command says that exits with 2."""
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    assert caught.value.code == 2
+    return capsys.readouterr().err.splitlines()[-1]
+
+
+def test_version_and_help(capsys: Capture) -> None:
+    for option in ("--version", "--help"):
+        with pytest.raises(SystemExit) as caught:
+            main([option])
+        assert caught.value.code == 0
+    out = capsys.readouterr().out
+    assert out.startswith(f"ditc {version('ditc')}\n")
+    assert all(f"\n    {command} " in out for command in COMMANDS)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_of_each_command(capsys: Capture, command: str) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main([command, "--help"])
+    assert caught.value.code == 0
+    assert capsys.readouterr().out.startswith(f"usage: ditc {command}")
+
+
+def test_usage_errors(capsys: Capture) -> None:
+    assert "required: COMMAND" in misused(capsys)
+    assert "invalid choice: 'paint'" in misused(capsys, "paint")
+    assert "required: --plan" in misused(capsys, "compile", "demo", "-o", "x")
+    assert "0 is not at least 1" in misused(capsys, "bench", "x", "--rounds", "0")
+    assert "argument --seed: invalid int" in misused(capsys, "run", "x", "-o", "y", "--seed", "z")
+
+
+def test_compile_demo_says_what_came_of_it(capsys: Capture) -> None:
+    place = demo_bundle()
+    manifest = Bundle.open(place, threads=1).manifest
+    assert (manifest.cfg, manifest.steps, len(manifest.buckets)) == ("cond-first", 3, 2)
+    assert manifest.sampler is not None
+    assert manifest.sampler.scheduler == "FlowMatchEulerDiscreteScheduler"
+
+
+FACTORY = """
+from ditc.passes import Recording
+from tests import models
+
+def make():
+    return Recording(models.small(), models.plain_kwargs(), "cond-first", None)
+
+def wrong():
+    return models.small()
+"""
+
+
+@pytest.fixture
+def factory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A module in the current folder, a plan beside it."""
+    (tmp_path / "my_models.py").write_text(FACTORY)
+    program = capture(models.small(), models.plain_kwargs(), "cond-first")
+    planned(program, "full", "ast").save(tmp_path / "plan.json")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [str(Path(__file__).parent.parent), *sys.path])
+    yield tmp_path
+    sys.modules.pop("my_models", None)
+
+
+def test_compile_a_factory(capsys: Capture, factory: Path) -> None:
+    assert main(["compile", "my_models:make", "--plan", "plan.json", "-o", "out/bundle"]) == 0
+    captured = capsys.readouterr()
+    assert captured.err == "capture: done\ncompile: done\n"
+    assert captured.out.startswith("out/bundle: 2 buckets for 2 steps, 0.")
+    assert " of attention and " in captured.out
+    assert Bundle.open(factory / "out" / "bundle", threads=1).steps == 2
+
+
+def test_compile_refuses(capsys: Capture, factory: Path) -> None:
+    def told(model: str, *more: str, plan: str = "plan.json") -> str:
+        message = fails(capsys, "compile", model, "--plan", plan, "-o", "bundle", *more)
+        assert not [path for path in factory.iterdir() if "bundle" in path.name]
+        return message
+
+    assert told("my_models:make", plan="none.json").startswith("plan none.json: can't be read: ")
+    assert told("my_models:missing").startswith("model my_models:missing: can't be imported: ")
+    assert told("no_such:make").startswith("model no_such:make: can't be imported: ")
+    assert told(":make").startswith("model :make: can't be imported: ")
+    assert told("my_models:wrong") == (
+        "model my_models:wrong: the factory returned PlainDenoiser, expected a "
+        "ditc.passes.Recording"
+    )
+    assert told("./no/such/folder").startswith(
+        "model ./no/such/folder: is neither 'demo', a pipeline folder, package.module:factory, "
+    )
+    assert told("my_models:make", "--call", "[1]") == "--call: expected a JSON object, found list"
+    assert told("my_models:make", "--call", "{").startswith("--call: no valid JSON: ")
+    assert told("my_models:make", "--target", "coreml") == (
+        "target 'coreml' is not known: expected onnx"
+    )
+    assert told("demo").startswith("plan is for tests.models.PlainDenoiser, the program is ")
+    text = (factory / "plan.json").read_text()
+    (factory / "plan.json").write_text(text.replace('"full"', '"wa-rs"'))
+    assert "wa-rs before any full step" in told("my_models:make")
+    (factory / "plan.json").write_text(text.replace('"version": 1', '"version": 2'))
+    assert "version 2 is newer than 1: upgrade ditc" in told("my_models:make")
+
+
+def test_compile_leaves_other_folders_alone(capsys: Capture, factory: Path) -> None:
+    before = tree(factory)
+    message = fails(capsys, "compile", "my_models:make", "--plan", "plan.json", "-o", factory)
+    assert message == f"{factory} is there and is no bundle: remove it, or write somewhere else"
+    assert [name for name in tree(factory) if "__pycache__" not in name] == before
+
+
+def pipeline() -> DiTPipeline:
+    transformer = models.randomised(
+        DiTTransformer2DModel(
+            num_attention_heads=2,
+            attention_head_dim=8,
+            in_channels=3,
+            out_channels=3,
+            num_layers=1,
+            norm_num_groups=1,
+            sample_size=models.SIZE,
+        )
+    )
+    vae = AutoencoderKL(block_out_channels=(4,), norm_num_groups=1, latent_channels=3)
+    pipe = DiTPipeline(transformer, vae, DDIMScheduler(clip_sample=False))
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def test_compile_a_saved_pipeline(capsys: Capture, tmp_path: Path) -> None:
+    pipe = pipeline()
+    pipe.save_pretrained(tmp_path / "pipe")
+    call = {"class_labels": [7]}
+    recording = record(pipe, call={"num_inference_steps": 2, **call})
+    planned(recording.capture(), "full", "ast").save(tmp_path / "plan.json")
+    arguments = ["compile", str(tmp_path / "pipe"), "--plan", str(tmp_path / "plan.json")]
+    arguments += ["-o", str(tmp_path / "bundle")]
+    assert "refuses its arguments" in fails(capsys, *arguments)
+    assert not (tmp_path / "bundle").exists()
+    assert main([*arguments, "--call", json.dumps(call)]) == 0
+    bundle = Bundle.open(tmp_path / "bundle", threads=1)
+    assert bundle.manifest.cfg == "cond-first"
+    assert bundle.manifest.sampler is not None
+    assert bundle.manifest.sampler.scheduler == "DDIMScheduler"
+    assert bundle.generate(guidance_scale=1.5).shape == (1, 3, models.SIZE, models.SIZE)
+
+
+def test_run_writes_arrays_and_pictures(capsys: Capture, tmp_path: Path) -> None:
+    options = ["--seed", "3", "--input", "class_labels=5", "--negative", "class_labels=10"]
+    options += ["--guidance-scale", "1.5", "--threads", "1"]
+    for name in ("out.npy", "out.png"):
+        place = tmp_path / name
+        assert main(["run", str(sampling_bundle()), "-o", str(place), *options]) == 0
+        assert capsys.readouterr().out == f"{place}: [1, 3, 10, 10], seed 3\n"
+    expected = Bundle.open(sampling_bundle(), threads=1).generate(
+        seed=3,
+        guidance_scale=1.5,
+        class_labels=np.array([5]),
+        negative={"class_labels": np.array([10])},
+    )
+    np.testing.assert_array_equal(np.load(tmp_path / "out.npy"), expected)
+    with Image.open(tmp_path / "out.png") as picture:
+        assert (picture.size, picture.mode) == ((10, 10), "RGB")
+        shown = np.asarray(picture)
+    scaled = np.clip((expected[0] + 1) * 127.5, 0, 255).round().astype(np.uint8)
+    np.testing.assert_array_equal(shown, scaled.transpose(1, 2, 0))
+
+
+def test_run_takes_conditioning_from_a_file(capsys: Capture, tmp_path: Path) -> None:
+    np.save(tmp_path / "labels.npy", np.array([5]))
+    arguments = ["run", str(sampling_bundle()), "-o", str(tmp_path / "a.npy"), "--input"]
+    assert main([*arguments, f"class_labels={tmp_path / 'labels.npy'}"]) == 0
+    assert main([*arguments[:3], str(tmp_path / "b.npy"), "--input", "class_labels=5"]) == 0
+    np.testing.assert_array_equal(np.load(tmp_path / "a.npy"), np.load(tmp_path / "b.npy"))
+
+
+def test_run_refuses(capsys: Capture, tmp_path: Path) -> None:
+    def told(*more: object, out: str = "out.npy") -> str:
+        message = fails(capsys, "run", sampling_bundle(), "-o", tmp_path / out, *more)
+        assert tree(tmp_path) == []
+        return message
+
+    assert told(out="out.jpg").endswith("expected a name that ends in .png or .npy")
+    assert "can't be written: " in told(out="missing/out.npy")
+    assert told("--input", "prompt=1") == (
+        "--input prompt=1: expected NAME=VALUES, with a name of class_labels"
+    )
+    assert told("--negative", "class_labels").startswith("--negative class_labels: expected NAME=")
+    assert told("--input", "class_labels=1.5") == "--input class_labels: 1.5 doesn't fit int64"
+    assert told("--input", "class_labels=cat").startswith("--input class_labels: could not convert")
+    assert told("--input", f"class_labels={tmp_path}/none.npy").startswith("--input class_labels: ")
+    assert "expected (1,) for the conditional half or (2,)" in told(
+        "--input", "class_labels=1,2,3"
+    )
+    assert "'CUDAExecutionProvider' isn't in this ONNX Runtime" in told(
+        "--provider", "CUDAExecutionProvider"
+    )
+    assert told("--guidance-scale", "nan").startswith("guidance_scale is nan")
+
+
+def test_run_of_a_bundle_without_sampler(capsys: Capture, tmp_path: Path) -> None:
+    message = fails(capsys, "run", small_bundle(), "-o", tmp_path / "out.npy")
+    assert message.startswith("the bundle has no sampler")
+
+
+def test_inspect_a_bundle(capsys: Capture) -> None:
+    assert main(["inspect", str(small_bundle())]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == f"bundle     {small_bundle()}"
+    assert lines[1] == "model      tests.models.PlainDenoiser"
+    assert lines[2] == "target     onnx, fp32, CFG cond-first"
+    assert "input      x float32 [4, 25, 16] (latents)" in lines
+    assert "slots      2, 0.01 MB" in lines
+    assert lines[-3] == "attentions.0  #wc."
+    assert lines[-1] == "full 25%, asc 25%, wa-rs 25%, ast 25%"
+    assert [line.split()[0] for line in lines if line.startswith("b0")] == [
+        "b00",
+        "b01",
+        "b02",
+        "b03",
+    ]
+
+
+def test_inspect_as_json_is_the_manifest(capsys: Capture) -> None:
+    assert main(["inspect", str(small_bundle()), "--json"]) == 0
+    assert capsys.readouterr().out == (small_bundle() / "manifest.json").read_text()
+
+
+def test_inspect_a_plan(capsys: Capture) -> None:
+    path = small_bundle() / "plan.json"
+    assert main(["inspect", str(path)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == f"plan       {path}"
+    assert "attentions.0  #wc." in lines
+    assert main(["inspect", str(path), "--json"]) == 0
+    assert capsys.readouterr().out == path.read_text()
+    assert Plan.load(path).steps == 4
+
+
+def test_inspect_refuses(capsys: Capture, tmp_path: Path) -> None:
+    assert fails(capsys, "inspect", tmp_path / "none").endswith(
+        "no bundle folder and no plan file is there"
+    )
+    assert "manifest.json: is missing" in fails(capsys, "inspect", tmp_path)
+    (tmp_path / "plan.json").write_text("{}")
+    assert 'expected an object with "format"' in fails(capsys, "inspect", tmp_path / "plan.json")
+
+
+def test_verify(capsys: Capture) -> None:
+    assert main(["verify", str(small_bundle())]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith(f"{small_bundle()}: 7 files (0.")
+    assert out.endswith("are as written, 4 buckets run all 4 steps\n")
+    assert main(["verify", str(small_bundle()), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    size = sum(path.stat().st_size for path in small_bundle().iterdir())
+    size -= (small_bundle() / "manifest.json").stat().st_size
+    assert found == {"ok": True, "files": 7, "bytes": size, "steps": 4}
+
+
+def test_verify_refuses_what_was_altered(capsys: Capture, tmp_path: Path) -> None:
+    for path in small_bundle().iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    graph = tmp_path / "b01.onnx"
+    graph.write_bytes(graph.read_bytes()[:-1])
+    assert "b01.onnx: has " in fails(capsys, "verify", tmp_path)
+    graph.unlink()
+    assert "b01.onnx: is missing" in fails(capsys, "verify", tmp_path)
+    assert "is no folder" in fails(capsys, "verify", tmp_path / "none")
+
+
+def test_bench(capsys: Capture) -> None:
+    assert main(["bench", str(small_bundle()), "--rounds", "2", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert list(found["buckets"]) == ["b00", "b01", "b02", "b03"]
+    for timing in found["buckets"].values():
+        assert len(timing["rounds_ms"]) == 2
+        assert 0 < timing["low_ms"] <= timing["median_ms"] <= timing["high_ms"]
+    medians = [timing["median_ms"] for timing in found["buckets"].values()]
+    assert found["generation_ms"] == pytest.approx(sum(medians))
+    assert main(["bench", str(small_bundle()), "--rounds", "1"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 6
+    assert lines[-1].startswith("a generation of 4 steps: ")
+
+
+WITHOUT_TORCH = """
+import sys
+
+class Blocker:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("torch", "diffusers", "transformers", "onnx", "onnxscript"):
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+sys.meta_path.insert(0, Blocker())
+from ditc.tools.cli import main
+
+bundle, out = sys.argv[1:]
+codes = [
+    main(["inspect", bundle]),
+    main(["inspect", bundle, "--json"]),
+    main(["verify", bundle]),
+    main(["bench", bundle, "--rounds", "1"]),
+    main(["run", bundle, "-o", out]),
+]
+assert codes == [0] * 5, codes
+assert main(["inspect", bundle + "/plan.json"]) == 1
+assert main(["compile", "demo", "--plan", bundle + "/plan.json", "-o", out + ".bundle"]) == 1
+assert not {"torch", "diffusers", "ditc.passes", "ditc.export"} & set(sys.modules)
+"""
+
+
+def test_a_bundle_is_used_without_torch(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_TORCH, sampling_bundle(), tmp_path / "out.png"],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=workshop(),
+    )
+    assert done.returncode == 0, done.stderr
+    missing = "ditc: torch is not installed: pip install 'ditc[compile]'"
+    assert done.stderr.splitlines()[-2:] == [missing, missing]
+    assert [path.name for path in tmp_path.iterdir()] == ["out.png"]

@@ -1,0 +1,94 @@
+"""`ditc diff` and `ditc inspect --why`: how plans differ, and why a cell is what it is."""
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from ditc.passes import Plan
+from ditc.runtime.errors import PlanError
+
+__all__ = ["diff", "explain"]
+
+
+def diff(first: Path, second: Path, *, as_json: bool = False) -> None:
+    """Print how two plans differ, cell by cell and in predicted multiply-adds.
+
+    Raises:
+        PlanError: if one can't be read, or they have other steps or sites.
+    """
+    before, after = Plan.load(first), Plan.load(second)
+    if before.steps != after.steps:
+        raise PlanError(f"{first} has {before.steps} steps, {second} has {after.steps}")
+    if set(before.sites) != set(after.sites):
+        other = sorted(set(before.sites) ^ set(after.sites))
+        raise PlanError(f"{first} and {second} speak of other sites: {other[0]} is in one only")
+    changes = [
+        {"step": step, "site": site, "from": str(old), "to": str(new)}
+        for step in range(before.steps)
+        for site in before.sites
+        if (old := before.method(step, site)) != (new := after.method(step, site))
+    ]
+    costs = {str(path): predicted(plan) for path, plan in ((first, before), (second, after))}
+    if as_json:
+        sys.stdout.write(json.dumps({"cells": changes, "multiply_adds": costs}) + "\n")
+        return
+    for change in changes:
+        sys.stdout.write("step {step:>4}  {site}: {from} -> {to}\n".format(**change))
+    total = before.steps * len(before.sites)
+    old_cost, new_cost = predicted(before), predicted(after)
+    sys.stdout.write(
+        f"{len(changes)} of {total} cells differ; {old_cost / 1e9:.2f} G multiply-adds a "
+        f"generation become {new_cost / 1e9:.2f} G ({new_cost / old_cost - 1:+.1%})\n"
+    )
+
+
+def predicted(plan: Plan) -> int:
+    """Return the multiply-adds of a generation by a plan, without those of residuals kept."""
+    return sum(
+        plan.cost.rest
+        + sum(
+            cost.of(plan.method(step, name), plan.windows[name])
+            for name, cost in plan.cost.sites.items()
+        )
+        for step in range(plan.steps)
+    )
+
+
+def explain(path: Path, step: int, site: str) -> None:
+    """Print why a cell of a plan has its method.
+
+    Raises:
+        PlanError: if the plan has no such cell.
+    """
+    plan = Plan.load(path)
+    if not 0 <= step < plan.steps:
+        raise PlanError(f"step {step}: the plan has steps 0 to {plan.steps - 1}")
+    if site not in plan.windows:
+        raise PlanError(f"site {site}: the plan has {', '.join(plan.sites)}")
+    sys.stdout.write("\n".join(_reasons(plan, step, site)) + "\n")
+
+
+def _reasons(plan: Plan, step: int, site: str) -> Iterator[str]:
+    method, window = plan.method(step, site), plan.windows[site]
+    cost = plan.cost.sites[site]
+    yield f"step {step}, {site}: {method}"
+    yield f"multiply-adds {cost.of(method, window) / cost.full:.1%} of full"
+    if step == 0:
+        yield "step 0 is never compressed"
+        return
+    if plan.origin is None or plan.losses is None:
+        yield "the plan was written, not found: no losses are known"
+        return
+    number = plan.sites.index(site)
+    limit = plan.origin.threshold * (number + 1) / len(plan.sites)
+    yield (
+        f"{plan.origin.search} search, threshold {plan.origin.threshold:g} x {number + 1} of "
+        f"{len(plan.sites)} sites = {limit:.4g}"
+    )
+    for candidate, loss in plan.losses[step].get(site, {}).items():
+        verdict = "under it, taken" if candidate is method else "not under it"
+        share = cost.of(candidate, window) / cost.full
+        yield f"  {candidate:<10} loss {loss:.4g}, {share:.1%} of full: {verdict}"
+    if str(method) == "full":
+        yield "  full       no candidate was good enough"
