@@ -46,8 +46,8 @@ def sampler_table(
         step_kwargs: further arguments of the scheduler's `step`, such as `{"eta": 1.0}` for DDIM.
 
     Raises:
-        LoweringError: if it is no scheduler, is set to another count, isn't linear, draws noise that
-            can't be drawn again, looks back more than four steps, or disagrees with its table.
+        LoweringError: if it is no scheduler, is set to another count, isn't linear, draws noise
+            that can't be drawn again, looks back more than four steps, or disagrees with its table.
     """
     if not isinstance(scheduler, Scheduler):
         raise LoweringError(f"{type(scheduler).__name__} is no diffusers scheduler: pass one")

@@ -19,7 +19,7 @@ from . import models
 from .compiled import demo_bundle, planned, sampling_bundle, small_bundle, workshop
 from .test_export_bundle import tree
 
-COMMANDS = ("demo", "compile", "run", "inspect", "verify", "bench")
+COMMANDS = ("demo", "search", "compile", "run", "inspect", "diff", "verify", "bench")
 Capture = pytest.CaptureFixture[str]
 
 
@@ -225,9 +225,7 @@ def test_run_refuses(capsys: Capture, tmp_path: Path) -> None:
     assert told("--input", "class_labels=1.5") == "--input class_labels: 1.5 doesn't fit int64"
     assert told("--input", "class_labels=cat").startswith("--input class_labels: could not convert")
     assert told("--input", f"class_labels={tmp_path}/none.npy").startswith("--input class_labels: ")
-    assert "expected (1,) for the conditional half or (2,)" in told(
-        "--input", "class_labels=1,2,3"
-    )
+    assert "expected (1,) for the conditional half or (2,)" in told("--input", "class_labels=1,2,3")
     assert "'CUDAExecutionProvider' isn't in this ONNX Runtime" in told(
         "--provider", "CUDAExecutionProvider"
     )

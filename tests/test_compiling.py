@@ -183,9 +183,9 @@ def test_a_target_or_precision_nobody_knows(tmp_path: Path) -> None:
 
 def test_a_sampler_that_does_not_fit(tmp_path: Path) -> None:
     def told(sampler: object) -> str:
-        place = tmp_path / "bundle"
+        place, sched = tmp_path / "bundle", small_schedule()
         return refused(
-            LoweringError, tmp_path, lambda: compile_bundle(small_schedule(), place, sampler=sampler)
+            LoweringError, tmp_path, lambda: compile_bundle(sched, place, sampler=sampler)
         )
 
     set_to_six = EulerDiscreteScheduler()
@@ -193,7 +193,7 @@ def test_a_sampler_that_does_not_fit(tmp_path: Path) -> None:
     assert "6" in told(set_to_six)
     assert "4" in told(set_to_six)
     assert "build it with clip_sample=False" in told(DDIMScheduler(clip_sample=True))
-    assert told("euler") == "sampler is str, expected a diffusers scheduler or None"
+    assert "str" in told("euler")
 
 
 def test_a_place_that_is_taken(tmp_path: Path) -> None:
@@ -263,9 +263,7 @@ def test_a_weight_of_one_name_and_two_values_is_refused(tmp_path: Path) -> None:
     sched = schedule(program, planned(program, "full", "asc"))
     second = replace(sched.buckets[1], program=other)
     mixed = replace(sched, buckets=(sched.buckets[0], second))
-    message = refused(
-        LoweringError, tmp_path, lambda: compile_bundle(mixed, tmp_path / "bundle")
-    )
+    message = refused(LoweringError, tmp_path, lambda: compile_bundle(mixed, tmp_path / "bundle"))
     assert message.startswith("weight ")
     assert message.endswith(" differs between buckets")
 

@@ -49,23 +49,24 @@ def worst(model: Sample, sched: Schedule, place: Path) -> tuple[float, float]:
 
 
 def recurring(model: Sample, window: Window) -> Plan:
-    """Return a plan of random rows that recur every third step, so that graphs are few."""
-    draw = random.Random(str(window))
-    allowed = METHODS if model.program.cfg else ("full", "wa-rs", "ast")
-    rows = [{site: draw.choice(allowed) for site in model.sites} for _ in range(3)]
+    """Return a plan of two rows in turn, drawn from all methods, so that graphs are few."""
+    allowed = list(METHODS[1:] if model.program.cfg else ("wa-rs", "ast"))
+    random.Random(f"{model.name} {window}").shuffle(allowed)
     plan = Plan.uniform(model.program, STEPS, "full", window=window)
     for step in range(1, STEPS):
-        for site, method in rows[step % 3].items():
-            plan = plan.replace(step, site, method)
+        for index, site in enumerate(model.sites, step % 2 * len(model.sites)):
+            plan = plan.replace(step, site, allowed[index % len(allowed)])
     return plan
 
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize(
-    ("cfg", "window"), [("cond-first", BAND), ("uncond-first", BLOCK)], ids=LAYOUTS
+    ("name", "cfg", "window"),
+    [("fused-qkv", "cond-first", BAND), ("small", "uncond-first", BLOCK)],
+    ids=LAYOUTS,
 )
-def test_each_method(method: str, cfg: str, window: Window, tmp_path: Path) -> None:
-    model = sample("fused-qkv", cfg)
+def test_each_method(name: str, method: str, cfg: str, window: Window, tmp_path: Path) -> None:
+    model = sample(name, cfg)
     plan = planned(model.program, "full", *[method] * (STEPS - 1), window=window)
     assert max(worst(model, schedule(model.program, plan), tmp_path / "bundle")) <= TOLERANCE
 
@@ -74,10 +75,7 @@ def test_each_method(method: str, cfg: str, window: Window, tmp_path: Path) -> N
     ("name", "cfg", "window"),
     [
         ("dit", "cond-first", BAND),
-        ("dit", "uncond-first", BLOCK),
-        ("dit", None, BAND),
-        ("pixart", "cond-first", BLOCK),
-        ("pixart", "uncond-first", BAND),
+        ("pixart", "uncond-first", BLOCK),
         ("merged-heads", "uncond-first", BLOCK),
         ("merged-heads", None, BAND),
         ("single-module", "cond-first", BAND),
@@ -85,9 +83,9 @@ def test_each_method(method: str, cfg: str, window: Window, tmp_path: Path) -> N
 )
 def test_mixed_plans(name: str, cfg: str | None, window: Window, tmp_path: Path) -> None:
     model = sample(name, cfg)
-    sched = schedule(model.program, recurring(model, window), max_buckets=3)
+    sched = schedule(model.program, recurring(model, window), max_buckets=4)
     used = {str(method) for row in sched.plan.cells for method in row.values()}
-    assert len(used) >= 3
+    assert len(used) >= (4 if cfg else 3)
     assert max(worst(model, sched, tmp_path / "bundle")) <= TOLERANCE
 
 
@@ -150,7 +148,7 @@ def test_generates_what_diffusers_does(name: str, cfg: str, tmp_path: Path) -> N
 
 def test_generates_what_a_compressed_session_does(tmp_path: Path) -> None:
     model = tiny_dit("uncond-first")
-    methods = ("full", *["wa-rs", "wa-rs+asc"] * 3, "full")
+    methods = ("full", *["ast", "wa-rs"] * 3, "ast")
     sched = schedule(model.program, planned(model.program, *methods, window=BAND))
     name = "dpm-solver++-2m"
     place = compile_bundle(sched, tmp_path / "bundle", sampler=SCHEDULERS[name]())

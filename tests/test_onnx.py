@@ -128,9 +128,10 @@ def test_plain_onnx_runtime_gives_the_same(monkeypatch: pytest.MonkeyPatch, tmp_
             str(small_bundle() / bucket.graph), options, providers=["CPUExecutionProvider"]
         )
         names = [output.name for output in session.get_outputs()]
-        feeds = {name: array for name, array in (inputs | slots).items()}
-        wanted = {entry.name for entry in session.get_inputs()}
-        values = session.run(None, {name: feeds[name] for name in wanted})
+        feeds = inputs | slots
+        values = session.run(
+            None, {entry.name: feeds[entry.name] for entry in session.get_inputs()}
+        )
         results = dict(zip(names, values, strict=True))
         slots |= {name: results[name] for name in bucket.writes}
         ours = bundle.step(step, **inputs)

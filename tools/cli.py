@@ -58,6 +58,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_diff(commands)
     _add_verify(commands)
     _add_bench(commands)
+    _add_report(commands)
     return parser
 
 
@@ -161,6 +162,21 @@ def _add_bench(commands: Commands) -> None:
     parser.set_defaults(run=_bench)
 
 
+def _add_report(commands: Commands) -> None:
+    parser = commands.add_parser("report", help="show a bundle or a plan as one HTML file")
+    parser.add_argument("path", type=Path, help="bundle folder or plan.json")
+    parser.add_argument("-o", "--out", type=Path, required=True, help="HTML file to write")
+    parser.add_argument("--png", type=Path, help="write the heat map as a picture too")
+    parser.add_argument("--bench", type=Path, help="what 'ditc bench --json' printed of the bundle")
+    parser.add_argument("--demo", type=Path, help="folder that 'ditc demo' wrote")
+    parser.add_argument(
+        "--pareto",
+        type=Path,
+        help="JSON list of plans: latency_ms or multiply_adds_left, loss, threshold, label",
+    )
+    parser.set_defaults(run=_report)
+
+
 def _add_engine_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--provider", action="append", help="ONNX Runtime provider, CPUExecutionProvider if none"
@@ -236,3 +252,9 @@ def _bench(options: argparse.Namespace) -> None:
     from .bench import bench
 
     bench(options)
+
+
+def _report(options: argparse.Namespace) -> None:
+    from .report import report
+
+    report(options)

@@ -26,7 +26,7 @@ from .train_demo import CHECKPOINT, Options, build_model
 
 __all__ = ["export", "main", "measure"]
 
-_MEASURED = ((20, 3.0), (20, 1.5), (20, 5.0), (10, 3.0))  # steps and guidance scale
+_MEASURED = ((20, 4.0), (20, 2.0), (20, 1.0), (10, 4.0))  # steps and guidance scale
 
 
 def export(work_dir: Path, folder: Path) -> None:

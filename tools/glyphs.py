@@ -229,7 +229,7 @@ def sample_glyphs(
     labels: Tensor,
     generator: torch.Generator,
     steps: int = 20,
-    guidance_scale: float = 3.0,
+    guidance_scale: float = 4.0,
 ) -> Tensor:
     """Generate one glyph for each label with classifier-free guidance.
 

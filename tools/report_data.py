@@ -1,0 +1,228 @@
+"""Read what a report shows from a plan file or a bundle; a bundle needs no torch, but tells less.
+
+Everything is turned into plain tuples here, indexed by step and by site, so that pages and pictures
+are made without torch.
+"""
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ditc.runtime.errors import BundleError, DitcError
+from ditc.runtime.files import check_files, read_text
+from ditc.runtime.manifest import MANIFEST_FILE, PLAN_FILE, Manifest
+
+from .inspecting import bytes_by_part
+from .report_colours import METHODS
+from .report_plan import Absent, Costs, Searched, costs_of, notes_of, scaled, searched_of
+
+if TYPE_CHECKING:
+    from ditc.passes import Plan
+
+__all__ = ["Facts", "Memory", "read_facts"]
+
+MAX_CELLS = 100_000
+
+
+@dataclass(frozen=True)
+class Memory:
+    """A bundle's bytes on disk by part, and its slots."""
+
+    bytes_by_part: Mapping[str, int]
+    slots: int
+    slot_bytes: int
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is known of a plan or a bundle.
+
+    Attributes:
+        source: name of the file or folder.
+        model: import path of the model's class.
+        notes: label and value of what else the source states.
+        sites: names, in the order of the plan; by name where there is none.
+        methods: for each step the method of each site.
+        totals: multiply-adds of each step.
+        buckets: bucket of each step, None for a plan.
+        memory: of a bundle, None for a plan.
+        costs: None where the source doesn't tell.
+        searched: None where the plan doesn't tell.
+        absent: what can't be shown, and why.
+    """
+
+    source: str
+    model: str
+    notes: tuple[tuple[str, str], ...]
+    sites: tuple[str, ...]
+    methods: tuple[tuple[str, ...], ...]
+    totals: tuple[int, ...]
+    buckets: tuple[str, ...] | None
+    memory: Memory | None
+    costs: Costs | None
+    searched: Searched | None
+    absent: tuple[Absent, ...]
+
+    @property
+    def steps(self) -> int:
+        """Number of denoising steps."""
+        return len(self.methods)
+
+    def share(self, method: str) -> float:
+        """Return the share of all cells that use a method."""
+        return sum(row.count(method) for row in self.methods) / (self.steps * len(self.sites))
+
+
+def read_facts(path: Path) -> Facts:
+    """Read a bundle folder or a plan file.
+
+    Raises:
+        DitcError: if the path holds neither, or what it holds is too large to be drawn.
+    """
+    if path.is_dir():
+        return _of_bundle(path)
+    if path.is_file():
+        return _of_plan(path)
+    raise DitcError(f"{path}: no bundle folder and no plan file is there")
+
+
+def _of_plan(path: Path) -> Facts:
+    from ditc.passes import Plan
+    from ditc.passes.liveness import kept_residuals
+
+    plan = Plan.load(path)
+    _check_size(path, plan.steps, len(plan.sites))
+    rows = tuple(tuple(str(row[site]) for site in plan.sites) for row in plan.cells)
+    kept = [kept_residuals(plan, step) for step in range(plan.steps)]
+    costs = costs_of(plan, rows, kept)
+    searched, absent = searched_of(plan)
+    bundle = Absent(
+        "Buckets, bytes and slots", "a plan has none: compile it, and report on the bundle"
+    )
+    return Facts(
+        source=path.name,
+        model=plan.identity.model,
+        notes=(
+            ("latents", _shape(plan.latents)),
+            ("CFG", plan.cfg or "none"),
+            ("scheduler", plan.scheduler or "not stated"),
+            *notes_of(plan),
+        ),
+        sites=plan.sites,
+        methods=rows,
+        totals=tuple(costs.rest + sum(row) for row in costs.spent),
+        buckets=None,
+        memory=None,
+        costs=costs,
+        searched=searched,
+        absent=(bundle, *absent),
+    )
+
+
+def _of_bundle(path: Path) -> Facts:
+    manifest = Manifest.from_json(read_text(path, MANIFEST_FILE))
+    plan, missing = _plan_inside(path, manifest)
+    sites = _sites(path, manifest, plan)
+    _check_size(path, manifest.steps, len(sites))
+    owners = [manifest.bucket_of(step) for step in range(manifest.steps)]
+    rows = tuple(tuple(owner.methods[site] for site in sites) for owner in owners)
+    totals = tuple(owner.multiply_adds for owner in owners)
+    costs, searched, absent = None, None, missing
+    if plan is not None:
+        residuals = {slot.name: slot.site for slot in manifest.slots if slot.kind == "residual"}
+        kept = [
+            frozenset(residuals[name] for name in owner.writes if name in residuals)
+            for owner in owners
+        ]
+        costs, unfit = scaled(costs_of(plan, rows, kept), totals)
+        searched, untold = searched_of(plan)
+        absent = (*unfit, *untold)
+    slots = sum(math.prod(slot.shape) * np.dtype(slot.dtype).itemsize for slot in manifest.slots)
+    latents = manifest.input_of("latents")
+    return Facts(
+        source=path.resolve().name,
+        model=manifest.model.class_name,
+        notes=(
+            ("target", f"{manifest.target}, {manifest.precision}"),
+            ("latents", _shape(latents.shape) if latents else "not stated"),
+            ("CFG", manifest.cfg or "none"),
+            ("sampler", manifest.sampler.scheduler if manifest.sampler else "none"),
+            *(() if plan is None else notes_of(plan)),
+        ),
+        sites=sites,
+        methods=rows,
+        totals=totals,
+        buckets=tuple(owner.name for owner in owners),
+        memory=Memory(bytes_by_part(manifest), len(manifest.slots), slots),
+        costs=costs,
+        searched=searched,
+        absent=absent,
+    )
+
+
+def _plan_inside(path: Path, manifest: Manifest) -> tuple["Plan | None", tuple[Absent, ...]]:
+    """Return the plan a bundle holds, or what is absent without it."""
+    what = "Attention and model left, costs of cells, losses"
+    if PLAN_FILE not in manifest.files:
+        return None, (Absent(what, f"the bundle holds no {PLAN_FILE}"),)
+    check_files(path, {PLAN_FILE: manifest.files[PLAN_FILE]})
+    try:
+        from ditc.passes import Plan
+    except ImportError as error:
+        if error.name != "torch":
+            raise
+        why = f"{PLAN_FILE} is read with torch, which isn't installed: pip install 'ditc[compile]'"
+        return None, (Absent(what, why),)
+    return Plan.load(path / PLAN_FILE), ()
+
+
+def _sites(path: Path, manifest: Manifest, plan: "Plan | None") -> tuple[str, ...]:
+    """Return the sites of a bundle, checked to be the same in all buckets and in the plan."""
+    names = sorted(manifest.buckets[0].methods, key=_by_number)
+    for bucket in manifest.buckets:
+        where = f"{path}: bucket {bucket.name!r}"
+        if sorted(bucket.methods, key=_by_number) != names:
+            raise BundleError(
+                f"{where} has other sites than bucket {manifest.buckets[0].name!r}, expected the "
+                "same; compile the bundle again"
+            )
+        for site, method in bucket.methods.items():
+            if method not in METHODS:
+                raise BundleError(
+                    f"{where}, site {site!r}: unknown method {method!r}, expected one of "
+                    f"{', '.join(METHODS)}; upgrade ditc"
+                )
+    if plan is None:
+        return tuple(names)
+    if plan.steps != manifest.steps or set(plan.sites) != set(names):
+        raise BundleError(
+            f"{path}: {PLAN_FILE} has {plan.steps} steps of {len(plan.sites)} sites, expected the "
+            f"manifest's {manifest.steps} of {len(names)}, by the same names; compile it again"
+        )
+    return plan.sites
+
+
+def _check_size(path: Path, steps: int, sites: int) -> None:
+    if not sites:
+        raise DitcError(f"{path}: names no attention site, so there is no plan to show")
+    if steps * sites > MAX_CELLS:
+        raise DitcError(
+            f"{path}: {steps} steps of {sites} sites are too many to draw, expected at most "
+            f"{MAX_CELLS} cells"
+        )
+
+
+def _shape(shape: Sequence[int]) -> str:
+    return " × ".join(map(str, shape))
+
+
+def _by_number(name: str) -> list[tuple[int, str]]:
+    """Sort `blocks.10` behind `blocks.2`."""
+    return [
+        (int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)
+    ]

@@ -1,0 +1,143 @@
+"""What a plan tells a report beside its methods: costs of its cells, and what its search tried."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ditc.passes import Plan
+
+__all__ = ["Absent", "Costs", "Searched", "costs_of", "notes_of", "scaled", "searched_of"]
+
+FIT = 1e-3
+"""How far, as a share, a plan's multiply-adds may lie from a bundle's: rounding of halves."""
+
+
+@dataclass(frozen=True)
+class Absent:
+    """Something a report could show and doesn't: what, why, and the way to get it."""
+
+    what: str
+    why: str
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Multiply-adds of one step, for all of the batch.
+
+    Attributes:
+        rest: of all but the sites.
+        full: of each site as trained.
+        spent: for each step, of each site under its method.
+    """
+
+    rest: int
+    full: tuple[int, ...]
+    spent: tuple[tuple[int, ...], ...]
+
+    @property
+    def whole(self) -> int:
+        """Multiply-adds of an uncompressed step."""
+        return self.rest + sum(self.full)
+
+    @property
+    def attention_left(self) -> float:
+        """Share of the sites' multiply-adds that is left over all steps."""
+        full = sum(self.full) * len(self.spent)
+        return sum(map(sum, self.spent)) / full if full else 1.0
+
+    @property
+    def model_left(self) -> float:
+        """Share of the whole model's multiply-adds that is left over all steps."""
+        steps = len(self.spent)
+        left = self.rest * steps + sum(map(sum, self.spent))
+        return left / (self.whole * steps) if self.whole else 1.0
+
+
+@dataclass(frozen=True)
+class Searched:
+    """What the search that found a plan tried.
+
+    Attributes:
+        losses: for each step and site, method and loss in the order they were tried.
+        thresholds: loss allowed at each site, None where the search isn't known to have any.
+        threshold: δ.
+    """
+
+    losses: tuple[tuple[tuple[tuple[str, float], ...], ...], ...]
+    thresholds: tuple[float, ...] | None
+    threshold: float | None
+
+
+def costs_of(plan: "Plan", rows: Sequence[Sequence[str]], kept: Sequence[frozenset[str]]) -> Costs:
+    """Return what a plan's cells cost.
+
+    Args:
+        plan: that states what its sites cost.
+        rows: for each step the method of each site; those of the plan, or of a bundle made of it.
+        kept: for each step the sites that keep their residual.
+    """
+    from ditc.passes import Method
+
+    spent = tuple(
+        tuple(
+            plan.cost.sites[site].of(
+                Method(method), plan.windows[site], keeps_residual=site in residuals
+            )
+            for site, method in zip(plan.sites, row, strict=True)
+        )
+        for row, residuals in zip(rows, kept, strict=True)
+    )
+    full = tuple(plan.cost.sites[site].full for site in plan.sites)
+    return Costs(plan.cost.rest, full, spent)
+
+
+def scaled(costs: Costs, totals: Sequence[int]) -> tuple[Costs | None, tuple[Absent, ...]]:
+    """Scale a plan's costs to a bundle's batch, which may be another, if they fit at every step."""
+    mine = [costs.rest + sum(row) for row in costs.spent]
+    ratio = sum(totals) / sum(mine) if sum(mine) else 0.0
+    fits = all(
+        abs(total - ratio * own) <= FIT * total for total, own in zip(totals, mine, strict=True)
+    )
+    if not ratio or not fits:
+        why = "the multiply-adds that the plan states don't fit those of the bundle's graphs"
+        return None, (Absent("Attention and model left, costs of cells", why),)
+    scaled = Costs(
+        round(costs.rest * ratio),
+        tuple(round(cost * ratio) for cost in costs.full),
+        tuple(tuple(round(cost * ratio) for cost in row) for row in costs.spent),
+    )
+    return scaled, ()
+
+
+def searched_of(plan: "Plan") -> tuple[Searched | None, tuple[Absent, ...]]:
+    """Return what the search of a plan tried, and what the plan doesn't tell of it."""
+    if plan.losses is None:
+        why = "the plan holds none: it was written or changed by hand, not found by a search"
+        return None, (Absent("Losses of candidates", why),)
+    losses = tuple(
+        tuple(
+            tuple((str(method), loss) for method, loss in row.get(site, {}).items())
+            for site in plan.sites
+        )
+        for row in plan.losses
+    )
+    if plan.origin is None or plan.origin.search != "greedy":
+        why = "the plan doesn't say that a greedy search found it"
+        return Searched(losses, None, None), (Absent("Thresholds of sites", why),)
+    from .search import threshold_of
+
+    delta, count = plan.origin.threshold, len(plan.sites)
+    limits = tuple(threshold_of(delta, number, count) for number in range(count))
+    return Searched(losses, limits, delta), ()
+
+
+def notes_of(plan: "Plan") -> tuple[tuple[str, str], ...]:
+    """Return how a plan was found, as labels and values."""
+    scale = () if plan.guidance_scale is None else (("guidance", f"{plan.guidance_scale:g}"),)
+    if plan.origin is None:
+        return (*scale, ("found by", "no search"))
+    origin = plan.origin
+    samples = f"{origin.samples} sample{'s' if origin.samples > 1 else ''}"
+    found = f"{origin.search} search, δ = {origin.threshold:g}, {samples}, seed {origin.seed}"
+    return (*scale, ("found by", found))
