@@ -11,11 +11,9 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 from ditc.runtime.errors import BundleError
-from ditc.runtime.manifest import FORMAT, FileInfo
+from ditc.runtime.manifest import FORMAT, MANIFEST_FILE, FileInfo
 
 __all__ = ["records", "staged"]
-
-MANIFEST = "manifest.json"
 
 
 @contextmanager
@@ -50,7 +48,9 @@ def staged(place: Path) -> Iterator[Path]:
 
 def records(folder: Path) -> dict[str, FileInfo]:
     """Return size and SHA-256 of every file in a folder but the manifest, by relative path."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
+    files = sorted(
+        path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST_FILE
+    )
     return {path.relative_to(folder).as_posix(): _record(path) for path in files}
 
 
@@ -69,7 +69,7 @@ def _open_to_readers(folder: Path) -> None:
 def _check_place(place: Path) -> None:
     if not place.exists() or (place.is_dir() and not any(place.iterdir())):
         return
-    listed = _listed(place / MANIFEST)
+    listed = _listed(place / MANIFEST_FILE)
     if listed is None:
         raise BundleError(f"{place} is there and is no bundle: remove it, or write somewhere else")
     files = (path.relative_to(place).as_posix() for path in place.rglob("*") if path.is_file())
@@ -89,7 +89,8 @@ def _listed(path: Path) -> set[str] | None:
         return None
     if not isinstance(record, dict) or record.get("format") != FORMAT:
         return None
-    return {MANIFEST, *record.get("files", ())}
+    files = record.get("files")
+    return {MANIFEST_FILE, *files} if isinstance(files, dict) else None
 
 
 def _swap(folder: Path, place: Path) -> None:

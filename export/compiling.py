@@ -11,6 +11,10 @@ from ditc.passes import Bucket, Program, Schedule, Slot, multiply_adds
 from ditc.passes.graphs import flat_outputs
 from ditc.runtime.errors import LoweringError
 from ditc.runtime.manifest import (
+    CONDITIONING_FILE,
+    MANIFEST_FILE,
+    PLAN_FILE,
+    WEIGHTS_FILE,
     BucketInfo,
     InputInfo,
     Manifest,
@@ -19,7 +23,7 @@ from ditc.runtime.manifest import (
     SlotInfo,
 )
 
-from .bundle import MANIFEST, records, staged
+from .bundle import records, staged
 from .onnx import Lowered, lower, save
 from .sampler import sampler_table
 from .weights import merge, write_store
@@ -28,9 +32,6 @@ __all__ = ["compile"]
 
 TARGETS = ("onnx",)
 PRECISIONS = ("fp32",)
-WEIGHTS = "weights.safetensors"
-CONDITIONING = "conditioning.safetensors"
-PLAN = "plan.json"
 
 
 def compile(  # noqa: A001 (the contract's name)
@@ -69,25 +70,19 @@ def compile(  # noqa: A001 (the contract's name)
     table = None if sampler is None else sampler_table(sampler, sched.steps)
     place = Path(out_dir)
     with staged(place) as folder:
-        lowered: dict[str, Lowered] = {}
+        lowered = _lowered(sched, progress or (lambda: None))
+        placed = write_store(
+            merge(part.weights for part in lowered.values()), folder / WEIGHTS_FILE
+        )
         for bucket in sched.buckets:
-            lowered[bucket.name] = lower(bucket)
-            if progress is not None:
-                progress()
-        weights = merge(part.weights for part in lowered.values())
-        placed = write_store(weights, folder / WEIGHTS)
-        for bucket in sched.buckets:
-            save(lowered[bucket.name], folder / _file(bucket), WEIGHTS, placed)
-        sched.plan.save(folder / PLAN)
-        save_file(_conditioning(sched.program), folder / CONDITIONING)
+            save(lowered[bucket.name], folder / _file(bucket), WEIGHTS_FILE, placed)
+        sched.plan.save(folder / PLAN_FILE)
+        save_file(_conditioning(sched.program), folder / CONDITIONING_FILE)
         manifest = Manifest(
             ditc=version("ditc"),
             target=target,
             precision=precision,
-            model=ModelInfo(
-                class_name=sched.program.identity.model,
-                config_sha256=sched.program.identity.config_sha256,
-            ),
+            model=_model(sched.program),
             cfg=sched.program.cfg,
             steps=sched.steps,
             inputs=_inputs(sched.program),
@@ -97,7 +92,7 @@ def compile(  # noqa: A001 (the contract's name)
             sampler=table,
             files=records(folder),
         )
-        (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
+        (folder / MANIFEST_FILE).write_text(manifest.to_json(), encoding="utf-8")
     return place
 
 
@@ -117,12 +112,24 @@ def _check_dtypes(program: Program, precision: str) -> None:
             )
 
 
+def _lowered(sched: Schedule, done: Callable[[], object]) -> dict[str, Lowered]:
+    lowered: dict[str, Lowered] = {}
+    for bucket in sched.buckets:
+        lowered[bucket.name] = lower(bucket)
+        done()
+    return lowered
+
+
 def _file(bucket: Bucket) -> str:
     return f"{bucket.name}.onnx"
 
 
 def _dtype(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
+
+
+def _model(program: Program) -> ModelInfo:
+    return ModelInfo(program.identity.model, program.identity.config_sha256)
 
 
 def _inputs(program: Program) -> tuple[InputInfo, ...]:

@@ -1,6 +1,5 @@
 """Lower windows: ditc.window_attention(q, k, v)   becomes   dense attention, block by block."""
 
-import hashlib
 from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar
@@ -11,11 +10,13 @@ from torch import fx
 from ditc.passes.attention import WINDOW_ATTENTION
 from ditc.passes.base import Pass, run
 from ditc.passes.capturing import unlift
-from ditc.passes.clean import CleanInference, RemoveDeadCode
+from ditc.passes.clean_inference import CleanInference
 from ditc.passes.graphs import add_weight, flat_outputs, infer, shape_of, weight
+from ditc.passes.remove_dead_code import RemoveDeadCode
 from ditc.passes.window import Window
 
 from .blocks import blocked_window_attention
+from .weights import constant_name
 
 __all__ = ["LowerWindows"]
 
@@ -105,6 +106,5 @@ def _inline(graph: fx.Graph, node: fx.Node, body: fx.GraphModule) -> None:
 
 def _adopt(graph: fx.Graph, constant: torch.Tensor) -> fx.Node:
     """Make a constant a weight of the graph's module, named after its content."""
-    digest = hashlib.sha256(constant.contiguous().numpy().tobytes()).hexdigest()
-    shape = "x".join(str(size) for size in constant.shape)
-    return add_weight(graph, f"constant_{shape}_{digest[:12]}", constant)
+    name = constant_name(constant.shape, constant.contiguous().numpy().tobytes())
+    return add_weight(graph, name, constant)

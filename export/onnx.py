@@ -1,6 +1,5 @@
 """Lower a bucket's graph to ONNX: standard operators, weights referred to, not held."""
 
-import hashlib
 import logging
 import warnings
 from collections.abc import Iterator, Mapping
@@ -14,8 +13,8 @@ import torch
 from torch import fx
 
 from ditc.passes.base import run
-from ditc.passes.clean import RemoveDeadCode
 from ditc.passes.graphs import copy_module, weight
+from ditc.passes.remove_dead_code import RemoveDeadCode
 from ditc.passes.scheduling import Bucket
 from ditc.runtime.errors import LoweringError
 
@@ -23,6 +22,7 @@ from .drop_squeezes import DropSqueezes
 from .expand_masks import ExpandMasks
 from .lower_windows import LowerWindows
 from .transpose_weights import TransposeWeights
+from .weights import constant_name
 
 __all__ = ["OPSET", "Lowered", "lower", "save"]
 
@@ -199,8 +199,7 @@ def _name_by_content(
 ) -> str:
     """Rename a constant after its content; where the graph has that one already, use it."""
     initializers = model.graph.initializers
-    shape = "x".join(str(size) for size in tensor.shape.numpy())
-    name = f"constant_{shape}_{hashlib.sha256(tensor.tobytes()).hexdigest()[:12]}"
+    name = constant_name(tensor.shape.numpy(), tensor.tobytes())
     if name not in initializers:
         value.name = name
     elif initializers[name] is not value:

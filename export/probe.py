@@ -19,7 +19,7 @@ from diffusers.utils.torch_utils import randn_tensor
 
 from ditc.runtime.errors import LoweringError
 
-__all__ = ["OTHERWISE", "Array", "Probe", "Response", "Scheduler", "prepared"]
+__all__ = ["OTHERWISE", "Array", "Probe", "Response", "Run", "Scheduler", "prepared"]
 
 SEED = 0
 NOISE_SHAPE = (2, 5, 3, 7)
@@ -85,12 +85,9 @@ def prepared(scheduler: Scheduler, steps: int) -> Scheduler:
     """Return a copy on the CPU, set to `steps` model evaluations and at the start of its run.
 
     Raises:
-        LoweringError: if it is no scheduler, is set to or makes another number of evaluations,
-            or is under way in a run that can't be started anew.
+        LoweringError: if it is set to or makes another number of evaluations, or is under way in
+            a run that can't be started anew.
     """
-    name = type(scheduler).__name__
-    if not all(hasattr(scheduler, part) for part in ("set_timesteps", "step", "timesteps")):
-        raise LoweringError(f"{name} is no diffusers scheduler: it has no step or set_timesteps")
     ready = copy.deepcopy(scheduler)
     if not _is_set(scheduler):
         _set(ready, steps)
@@ -101,8 +98,8 @@ def prepared(scheduler: Scheduler, steps: int) -> Scheduler:
             _restart(ready)
     if len(ready.timesteps) != steps:
         raise LoweringError(
-            f"{name} {found}, expected {steps}: call its set_timesteps first, then pass "
-            "steps=len(scheduler.timesteps)"
+            f"{type(scheduler).__name__} {found}, expected {steps}: call its set_timesteps first, "
+            "then pass steps=len(scheduler.timesteps)"
         )
     for key, value in vars(ready).items():
         if isinstance(value, torch.Tensor):

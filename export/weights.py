@@ -1,5 +1,6 @@
 """The weight store: every tensor of every bucket once, in one safetensors file."""
 
+import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -9,7 +10,13 @@ from safetensors.torch import save_file
 
 from ditc.runtime.errors import LoweringError
 
-__all__ = ["merge", "write_store"]
+__all__ = ["constant_name", "merge", "write_store"]
+
+
+def constant_name(shape: Iterable[int], content: bytes) -> str:
+    """Return a name made from a constant's content, the same wherever the same is folded."""
+    sizes = "x".join(str(size) for size in shape)
+    return f"constant_{sizes}_{hashlib.sha256(content).hexdigest()[:12]}"
 
 
 def merge(parts: Iterable[Mapping[str, torch.Tensor]]) -> dict[str, torch.Tensor]:

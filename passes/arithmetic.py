@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from .costs import SiteCost, multiply_adds, site_cost
 from .scheduling import Bucket, Schedule
 
-__all__ = ["ScheduleCost", "bucket_attention", "schedule_cost"]
+__all__ = ["ScheduleCost", "schedule_cost"]
 
 
 @dataclass(frozen=True)
@@ -46,9 +46,7 @@ def schedule_cost(schedule: Schedule) -> ScheduleCost:
     }
     attention_full = sum(cost.full for cost in costs.values())
     model_full = multiply_adds(program.graph_module.graph)
-    attention = [
-        bucket_attention(schedule.bucket_of(step), costs) for step in range(schedule.steps)
-    ]
+    attention = [_attention(schedule.bucket_of(step), costs) for step in range(schedule.steps)]
     steps = tuple(model_full - attention_full + left for left in attention)
     return ScheduleCost(
         attention=sum(attention),
@@ -59,7 +57,7 @@ def schedule_cost(schedule: Schedule) -> ScheduleCost:
     )
 
 
-def bucket_attention(bucket: Bucket, costs: Mapping[str, SiteCost]) -> int:
+def _attention(bucket: Bucket, costs: Mapping[str, SiteCost]) -> int:
     """Return the multiply-adds of a bucket's sites in one run."""
     return sum(
         cost.of(

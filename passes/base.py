@@ -35,11 +35,11 @@ def run(passes: Iterable[Pass], module: fx.GraphModule) -> dict[str, int]:
         PassError: naming the pass, if it fails or leaves a graph that doesn't verify.
     """
     changed: dict[str, int] = {}
-    for step in passes:
+    for stage in passes:
         try:
-            changed[step.name] = changed.get(step.name, 0) + step.rewrite(module.graph)
+            changed[stage.name] = changed.get(stage.name, 0) + stage.rewrite(module.graph)
             verify(module)
         except PassError as error:
-            raise PassError(f"pass {step.name}: {error}") from error
+            raise PassError(f"pass {stage.name}: {error}") from error
     module.recompile()
     return changed

@@ -16,8 +16,9 @@ from torch.utils import _pytree as pytree
 from ditc.runtime.errors import CaptureError
 
 from .base import run
-from .clean import CleanInference, RemoveDeadCode
+from .clean_inference import CleanInference
 from .program import CfgLayout, Identity, Input, Program, Role, flatten
+from .remove_dead_code import RemoveDeadCode
 from .sites import find_sites
 
 __all__ = ["capture", "unlift"]

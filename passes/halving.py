@@ -16,6 +16,7 @@ __all__ = ["BatchAxes"]
 
 aten = torch.ops.aten
 
+CONVOLUTIONS = (aten.conv1d.default, aten.conv2d.default, aten.conv3d.default)
 SIZED = (aten.view.default, aten.reshape.default, aten._unsafe_view.default)
 KEEPING = (
     *LINEAR,
@@ -25,6 +26,7 @@ KEEPING = (
     aten.rms_norm.default,
     aten.contiguous.default,
     aten.clone.default,
+    *CONVOLUTIONS,
     SDPA,
     *MATMUL,
     aten.baddbmm.default,
@@ -32,6 +34,7 @@ KEEPING = (
 )
 MIXED_AXES: dict[object, int] = {
     **dict.fromkeys((SDPA, *MATMUL, aten.baddbmm.default, WINDOW_ATTENTION), 2),
+    **{convolution: axes for axes, convolution in enumerate(CONVOLUTIONS, start=2)},
     **dict.fromkeys((*LINEAR, *SOFTMAX, aten.layer_norm.default, aten.rms_norm.default), 1),
 }
 """How many of the last axes an operator mixes values along."""
@@ -84,6 +87,10 @@ class BatchAxes:
         elif node.target is aten.stack.default:
             at = _axis(node.args[1] if len(node.args) > 1 else 0, len(shape_of(node)))
             self.axis[node] = axis + (at <= axis)
+        elif node.target is aten.embedding.default:
+            self.axis[node] = axis
+        elif node.target is aten.einsum.default:
+            self.axis[node] = self._contracted(node)
         elif node.target in REDUCING:
             self.axis[node] = _reduced(node, axis)
         elif node.target in ON_AXIS:
@@ -99,6 +106,17 @@ class BatchAxes:
                 f"node {node.name}: it isn't known how {node.target} treats the batch, so the "
                 "site can't share across CFG: use a method without asc there"
             )
+
+    def _contracted(self, node: fx.Node) -> int:
+        """Follow the batch's letter through an einsum; it has to survive into the result."""
+        equation = node.args[0]
+        assert isinstance(equation, str)
+        left, arrow, result = equation.replace(" ", "").partition("->")
+        terms = zip(left.split(","), node.all_input_nodes, strict=False)
+        letters = {term[self.axis[arg]] for term, arg in terms if arg in self.axis}
+        if not arrow or "." in equation or len(letters) != 1 or not letters <= set(result):
+            raise PassError(f"node {node.name}: the batch can't be followed through {equation!r}")
+        return result.index(letters.pop())
 
     def _broadcast(self, node: fx.Node, known: list[fx.Node]) -> int:
         """Axes align from the right; every batched argument has to agree."""

@@ -13,7 +13,7 @@ from .graphs import add_outputs, call, find
 from .program import Site
 from .window import Window
 
-__all__ = ["KeepSlots"]
+__all__ = ["KeepSlots", "window_call"]
 
 aten = torch.ops.aten
 WRITES = "ditc.writes"

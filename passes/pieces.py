@@ -15,15 +15,16 @@ from torch import fx
 from ditc.runtime.errors import PassError
 
 from .base import run
-from .clean import RemoveDeadCode
 from .costs import multiply_adds
-from .graphs import find, flat_outputs
+from .graphs import copy_module, find, flat_outputs, infer
+from .halving import BatchAxes
 from .keep_slots import window_call
 from .program import Program, Site
+from .remove_dead_code import RemoveDeadCode
 from .sites import region
 from .window import Window
 
-__all__ = ["Piece", "Pieces", "SitePieces", "cut"]
+__all__ = ["Halves", "Piece", "Pieces", "SitePieces", "cut"]
 
 Values = dict[str, torch.Tensor]
 
@@ -71,6 +72,21 @@ class SitePieces:
 
 
 @dataclass(frozen=True, eq=False)
+class Halves:
+    """The pieces for one half of the batch alone.
+
+    Attributes:
+        glue: as in `Pieces`, on half the batch.
+        sites: each site's whole piece, on half the batch.
+        axes: for every value that holds both halves, by name, the axis they lie on.
+    """
+
+    glue: tuple[Piece, ...]
+    sites: tuple[Piece, ...]
+    axes: Mapping[str, int]
+
+
+@dataclass(frozen=True, eq=False)
 class Pieces:
     """A program, cut at sites.
 
@@ -78,11 +94,14 @@ class Pieces:
         glue: what runs before each site, and behind the last.
         sites: the sites in the order in which they run.
         outputs: names of the nodes that the program returns.
+        halves: the same for half the batch; None where it isn't known how the batch runs through
+            the program, or where there are no halves.
     """
 
     glue: tuple[Piece, ...]
     sites: tuple[SitePieces, ...]
     outputs: tuple[str, ...]
+    halves: Halves | None
 
 
 def cut(program: Program, windows: Mapping[str, Window]) -> Pieces:
@@ -105,15 +124,50 @@ def cut(program: Program, windows: Mapping[str, Window]) -> Pieces:
             runs[current].append(node)
         if node.name in ends:
             current = ends[node.name] + 1
-    returned = tuple(node.name for node in flat_outputs(graph))
-    return Pieces(
-        glue=tuple(_piece(program, nodes, _used_elsewhere(nodes)) for nodes in runs),
-        sites=tuple(
-            _site_pieces(program, site, inside, windows[site.name])
-            for site, inside in zip(sites, insides, strict=True)
-        ),
-        outputs=returned,
+    glue = tuple(_piece(program, nodes, _used_elsewhere(nodes)) for nodes in runs)
+    parts = tuple(
+        _site_pieces(program, site, inside, windows[site.name])
+        for site, inside in zip(sites, insides, strict=True)
     )
+    returned = tuple(node.name for node in flat_outputs(graph))
+    return Pieces(glue, parts, returned, _halves(program, glue, parts))
+
+
+def _halves(program: Program, glue: Sequence[Piece], parts: Sequence[SitePieces]) -> Halves | None:
+    if program.cfg is None:
+        return None
+    batch = program.latents.shape[0]
+    axes = {entry.name: 0 for entry in program.inputs if entry.shape[:1] == (batch,)}
+    try:
+        first, *others = glue
+        halved_glue, halved_sites = [_halved(first, axes)], []
+        for part, piece in zip(parts, others, strict=True):
+            halved_sites.append(_halved(part.whole, axes))
+            halved_glue.append(_halved(piece, axes))
+    except PassError:
+        return None
+    return Halves(tuple(halved_glue), tuple(halved_sites), axes)
+
+
+def _halved(piece: Piece, axes: dict[str, int]) -> Piece:
+    """Return a piece for half the batch, and add the axes of what it yields to `axes`."""
+    module = copy_module(piece.module)
+    graph = module.graph
+    batched = BatchAxes(())
+    for node in graph.find_nodes(op="placeholder"):
+        if node.name in axes:
+            batched.axis[node] = axes[node.name]
+            value = node.meta["val"]
+            node.meta["val"] = value.narrow(axes[node.name], 0, value.shape[axes[node.name]] // 2)
+    for node in graph.nodes:
+        if node.op == "call_function":
+            batched.halve(node)
+            infer([node])
+    run((), module)
+    for name, node in zip(piece.outputs, flat_outputs(graph), strict=True):
+        if node in batched.axis:
+            axes[name] = batched.axis[node]
+    return Piece(module, piece.inputs, piece.outputs, multiply_adds(graph))
 
 
 def _site_pieces(

@@ -18,7 +18,6 @@ FORMAT = "ditc-plan"
 VERSION = 1
 MAX_STEPS = 10_000
 
-
 Losses = Mapping[Method, float]
 """Loss of each candidate that was tried for a cell."""
 
@@ -201,7 +200,7 @@ class Plan:
         Raises:
             PlanError: if the file is missing, no plan, of a newer version, or malformed.
         """
-        from .plan_file import read_plan
+        from .plan_file import read_plan  # which builds plans, and so imports this module
 
         return read_plan(Path(path))
 

@@ -12,7 +12,18 @@ from torch.utils import _pytree as pytree
 
 from ditc.runtime.errors import CaptureError
 
-__all__ = ["CfgLayout", "Identity", "Input", "Program", "Role", "Site", "Slot", "SlotKind"]
+__all__ = [
+    "CfgLayout",
+    "Identity",
+    "Input",
+    "Program",
+    "Role",
+    "Site",
+    "SiteKind",
+    "Slot",
+    "SlotKind",
+    "flatten",
+]
 
 CfgLayout = Literal["cond-first", "uncond-first"]
 Role = Literal["latents", "timestep", "condition"]

@@ -7,11 +7,11 @@ from torch import fx
 from ditc.runtime.errors import PassError
 
 from .base import Pass, run
-from .clean import RemoveDeadCode
 from .graphs import copy_module
 from .keep_slots import KeepSlots
 from .method import Method
 from .program import Program, Site
+from .remove_dead_code import RemoveDeadCode
 from .share_cfg import ShareCfg
 from .share_steps import ShareSteps
 from .verify import verify_values

@@ -10,7 +10,7 @@ from .graphs import shape_of
 from .operators import CASTS, LAYOUT, LINEAR, MATMUL, SDPA, SOFTMAX, activation_of, is_pointwise
 from .program import Site, SiteKind
 
-__all__ = ["find_sites", "module_path", "region"]
+__all__ = ["find_sites", "region"]
 
 aten = torch.ops.aten
 
@@ -69,7 +69,7 @@ def _fused(node: fx.Node) -> _Core | None:
 def _written_out(node: fx.Node) -> _Core | None:
     if node.target not in SOFTMAX:
         return None
-    scores = _through(node.args[0], (*CASTS,))
+    scores = _through(node.args[0], CASTS)
     axis = node.args[1]
     if scores is None or axis not in (-1, len(shape_of(node)) - 1):
         return None
@@ -263,7 +263,7 @@ def _leaks(graph: fx.Graph, projections: Iterable[str], exits: Iterable[str]) ->
 
 
 def _name(node: fx.Node, taken: set[str]) -> str:
-    base = module_path(node) or "attention"
+    base = _module_path(node) or "attention"
     if base not in taken:
         return base
     number = 1
@@ -272,16 +272,15 @@ def _name(node: fx.Node, taken: set[str]) -> str:
     return f"{base}#{number}"
 
 
-def module_path(node: fx.Node) -> str:
+def _module_path(node: fx.Node) -> str:
     """Return the path of the innermost module that a node was traced in, empty if unknown."""
     stack = node.meta.get("nn_module_stack") or {}
     paths = [entry[0] for entry in stack.values()]
     return str(paths[-1]) if paths else ""
 
 
-def _through(value: object, targets: Iterable[object]) -> fx.Node | None:
-    allowed = tuple(targets)
-    while isinstance(value, fx.Node) and value.target in allowed:
+def _through(value: object, skipped: tuple[object, ...]) -> fx.Node | None:
+    while isinstance(value, fx.Node) and value.target in skipped:
         value = value.args[0]
     return value if isinstance(value, fx.Node) else None
 

@@ -67,9 +67,8 @@ class Bundle:
             raise BundleError(f"{root}: is no folder, expected a bundle; compile one there")
         manifest = Manifest.from_json(read_text(root, MANIFEST_FILE))
         if backend is None:
-            backend = _backend_for(
-                manifest, OrtBackend(providers or (CPU,), threads, bool(prepack))
-            )
+            _check_target(manifest)
+            backend = OrtBackend(providers or (CPU,), threads, bool(prepack))
         check_files(root, manifest.files)
         weights = map_tensors(root / WEIGHTS_FILE) if WEIGHTS_FILE in manifest.files else {}
         return cls(manifest, backend.load(root, manifest, weights), _read_recorded(root, manifest))
@@ -205,13 +204,12 @@ class Bundle:
         return inputs
 
 
-def _backend_for(manifest: Manifest, ort: OrtBackend) -> Backend:
+def _check_target(manifest: Manifest) -> None:
     if manifest.target != "onnx":
         raise BundleError(
             f"the bundle's target is {manifest.target!r}, and this ditc runs 'onnx'; "
             "compile with target='onnx' or give a backend"
         )
-    return ort
 
 
 def _read_recorded(root: Path, manifest: Manifest) -> dict[str, Array]:

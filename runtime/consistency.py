@@ -4,11 +4,13 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+from .entries import BucketInfo
 from .errors import BundleError
+from .files import CONDITIONING_FILE, WEIGHTS_FILE
 from .slots import needed_writes
 
 if TYPE_CHECKING:
-    from .manifest import BucketInfo, Manifest
+    from .manifest import Manifest
 
 __all__ = ["check_manifest"]
 
@@ -65,7 +67,7 @@ def _check_steps(manifest: "Manifest") -> None:
             )
 
 
-def _check_bucket(manifest: "Manifest", bucket: "BucketInfo") -> None:
+def _check_bucket(manifest: "Manifest", bucket: BucketInfo) -> None:
     where = f"bucket {bucket.name!r}"
     inputs = {info.name for info in manifest.inputs}
     slots = {info.name for info in manifest.slots}
@@ -101,9 +103,9 @@ def _check_halves(manifest: "Manifest") -> None:
 def _check_listed(manifest: "Manifest") -> None:
     expected = []
     if any(bucket.weights for bucket in manifest.buckets):
-        expected.append("weights.safetensors")
+        expected.append(WEIGHTS_FILE)
     if manifest.input_of("condition") is not None:
-        expected.append("conditioning.safetensors")
+        expected.append(CONDITIONING_FILE)
     for path in expected:
         if path not in manifest.files:
             raise BundleError(f"files: {path!r} is missing, compile the bundle again")

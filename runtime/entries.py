@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
 from .fields import (
+    JsonValue,
     read_choice,
     read_dtype,
     read_integer,
@@ -16,7 +17,6 @@ from .fields import (
     read_shape,
 )
 from .files import check_relative
-from .sampler import JsonValue
 
 __all__ = ["BucketInfo", "FileInfo", "InputInfo", "ModelInfo", "OutputInfo", "SlotInfo"]
 
@@ -84,9 +84,7 @@ class InputInfo:
     def from_json(cls, value: object, where: str) -> "InputInfo":
         """Return what `to_json` wrote, or raise BundleError."""
         found = read_object(value, where, ("name", "shape", "dtype", "role"))
-        role = read_choice(found["role"], f"{where}.role", ROLES)
-        assert role is not None
-        return cls(*_read_tensor(found, where), role)
+        return cls(*_read_tensor(found, where), read_choice(found["role"], f"{where}.role", ROLES))
 
 
 @dataclass(frozen=True)
@@ -109,7 +107,6 @@ class SlotInfo:
         """Return what `to_json` wrote, or raise BundleError."""
         found = read_object(value, where, ("name", "site", "kind", "shape", "dtype"))
         kind = read_choice(found["kind"], f"{where}.kind", SLOT_KINDS)
-        assert kind is not None
         name, shape, dtype = _read_tensor(found, where)
         return cls(name, read_name(found["site"], f"{where}.site"), kind, shape, dtype)
 

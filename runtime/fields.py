@@ -8,9 +8,9 @@ from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from .errors import BundleError
-from .sampler import JsonValue
 
 __all__ = [
+    "JsonValue",
     "canonical_json",
     "digest_of",
     "load_json",
@@ -21,6 +21,7 @@ __all__ = [
     "read_mapping",
     "read_name",
     "read_names",
+    "read_number",
     "read_object",
     "read_sha256",
     "read_shape",
@@ -29,7 +30,9 @@ __all__ = [
 
 DTYPES = ("float64", "float32", "float16", "int64", "int32", "int16", "int8", "uint8", "bool")
 MAX_ELEMENTS = 2**40
+JsonValue = None | bool | int | float | str | list["JsonValue"] | dict[str, "JsonValue"]
 Item = TypeVar("Item")
+Choice = TypeVar("Choice", bound=str | None)
 
 
 def canonical_json(value: JsonValue) -> str:
@@ -135,21 +138,28 @@ def read_integer(value: object, where: str, low: int, high: int) -> int:
     return value
 
 
-def read_choice(value: object, where: str, choices: Sequence[str | None]) -> str | None:
+def read_number(value: object, where: str) -> float:
+    """Return a number that float64 holds, or raise BundleError."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise _wrong(where, "a number", value)
+    try:
+        return float(value)
+    except OverflowError:
+        raise BundleError(f"{where}: is an integer beyond float64") from None
+
+
+def read_choice(value: object, where: str, choices: Sequence[Choice]) -> Choice:
     """Return one of `choices`, or raise BundleError."""
-    if value is not None and not isinstance(value, str):
-        raise _wrong(where, "a string", value)
-    if value not in choices:
-        expected = ", ".join("null" if choice is None else repr(choice) for choice in choices)
-        raise BundleError(f"{where}: is {value!r}, expected one of {expected}")
-    return value
+    for choice in choices:
+        if value == choice:
+            return choice
+    expected = ", ".join("null" if choice is None else repr(choice) for choice in choices)
+    raise BundleError(f"{where}: is {value!r}, expected one of {expected}")
 
 
 def read_dtype(value: object, where: str) -> str:
     """Return the name of a numpy dtype that bundles may hold, or raise BundleError."""
-    dtype = read_choice(value, where, DTYPES)
-    assert dtype is not None
-    return dtype
+    return read_choice(value, where, DTYPES)
 
 
 def read_shape(value: object, where: str) -> tuple[int, ...]:

@@ -7,7 +7,20 @@ from typing import Protocol
 
 from .errors import BundleError
 
-__all__ = ["check_files", "check_relative", "read_text"]
+__all__ = [
+    "CONDITIONING_FILE",
+    "MANIFEST_FILE",
+    "PLAN_FILE",
+    "WEIGHTS_FILE",
+    "check_files",
+    "check_relative",
+    "read_text",
+]
+
+MANIFEST_FILE = "manifest.json"
+PLAN_FILE = "plan.json"
+WEIGHTS_FILE = "weights.safetensors"
+CONDITIONING_FILE = "conditioning.safetensors"
 
 MAX_TEXT_BYTES = 2**26
 AGAIN = "copy or compile the bundle again"

@@ -10,7 +10,7 @@ from .errors import EngineError
 from .inputs import check_array, check_names
 from .manifest import InputInfo, Manifest
 
-__all__ = ["Latents", "condition", "guide", "join", "latents_shape"]
+__all__ = ["Latents", "condition", "guide", "join", "latents_shape", "split"]
 
 Latents = npt.NDArray[np.float32]
 

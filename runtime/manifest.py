@@ -20,6 +20,7 @@ from .entries import (
 )
 from .errors import BundleError
 from .fields import (
+    JsonValue,
     canonical_json,
     digest_of,
     load_json,
@@ -31,8 +32,14 @@ from .fields import (
     read_object,
     read_string,
 )
-from .files import check_relative
-from .sampler import JsonValue, SamplerTable
+from .files import (
+    CONDITIONING_FILE,
+    MANIFEST_FILE,
+    PLAN_FILE,
+    WEIGHTS_FILE,
+    check_relative,
+)
+from .sampler import SamplerTable
 
 __all__ = [
     "CONDITIONING_FILE",
@@ -52,10 +59,6 @@ __all__ = [
 
 FORMAT = "ditc-bundle"
 VERSION = 1
-MANIFEST_FILE = "manifest.json"
-PLAN_FILE = "plan.json"
-WEIGHTS_FILE = "weights.safetensors"
-CONDITIONING_FILE = "conditioning.safetensors"
 CFG_LAYOUTS = ("cond-first", "uncond-first", None)
 
 

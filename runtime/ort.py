@@ -16,6 +16,7 @@ import numpy as np
 
 from .engine import Array
 from .errors import BundleError, EngineError
+from .files import WEIGHTS_FILE
 from .manifest import BucketInfo, Manifest
 
 if TYPE_CHECKING:
@@ -237,7 +238,7 @@ def _check_weights(manifest: Manifest, weights: Mapping[str, Array]) -> None:
             if name not in weights:
                 raise BundleError(
                     f"bucket {bucket.name!r}: uses the weight {name!r}, which isn't among the "
-                    f"{len(weights)} in weights.safetensors; compile the bundle again"
+                    f"{len(weights)} in {WEIGHTS_FILE}; compile the bundle again"
                 )
 
 

@@ -21,10 +21,10 @@ import numpy as np
 import numpy.typing as npt
 
 from .errors import BundleError, EngineError
+from .fields import JsonValue, read_list, read_number, read_object, read_string
 
-__all__ = ["JsonValue", "SamplerState", "SamplerTable"]
+__all__ = ["SamplerState", "SamplerTable"]
 
-JsonValue = None | bool | int | float | str | list["JsonValue"] | dict[str, "JsonValue"]
 Array = npt.NDArray[np.float32]
 Row = tuple[float, ...]
 
@@ -57,7 +57,7 @@ class SamplerTable:
 
     def __post_init__(self) -> None:
         if not self.timesteps:
-            raise BundleError("sampler table: timesteps is empty, expected at least one step")
+            raise BundleError("sampler.timesteps: is empty, expected at least one step")
         _check_finite("init_noise_scale", (self.init_noise_scale,))
         for name in ("timesteps", "input_scale", "noise"):
             row: Row = getattr(self, name)
@@ -69,15 +69,13 @@ class SamplerTable:
     def _check_rows(self, name: str, rows: tuple[Row, ...]) -> None:
         _check_length(name, len(rows), self.steps)
         if not self.history:
-            raise BundleError(
-                "sampler table: latents[0] is empty, expected at least one coefficient"
-            )
+            raise BundleError("sampler.latents[0]: is empty, expected at least one coefficient")
         for step, row in enumerate(rows):
             _check_length(f"{name}[{step}]", len(row), self.history)
             _check_finite(f"{name}[{step}]", row)
             if any(row[step + 1 :]):
                 raise BundleError(
-                    f"sampler table: {name}[{step}] weighs a step before the first, expected 0 "
+                    f"sampler.{name}[{step}]: weighs a step before the first, expected 0 "
                     f"after its first {step + 1}"
                 )
 
@@ -93,7 +91,7 @@ class SamplerTable:
 
     @property
     def stochastic(self) -> bool:
-        """Return whether some step adds noise."""
+        """Return whether some step adds noise; step k does where `noise[k]` isn't 0."""
         return any(self.noise)
 
     def to_json(self) -> dict[str, JsonValue]:
@@ -115,26 +113,15 @@ class SamplerTable:
         Raises:
             BundleError: if a field is missing, unknown, of another type or length, or not finite.
         """
-        if not isinstance(value, Mapping):
-            raise BundleError(f"sampler table: expected an object, found {_kind(value)}")
-        names = [field.name for field in fields(cls)]
-        for name in names:
-            if name not in value:
-                raise BundleError(f"sampler table: {name} is missing, write the bundle again")
-        for name in value:
-            if name not in names:
-                raise BundleError(f"sampler table: unknown field {name!r}, expected {names}")
-        scheduler = value["scheduler"]
-        if not isinstance(scheduler, str):
-            raise BundleError(f"sampler table: scheduler is {_kind(scheduler)}, expected a string")
+        found = read_object(value, "sampler", [field.name for field in fields(cls)])
         return cls(
-            scheduler=scheduler,
-            timesteps=_read_row("timesteps", value["timesteps"]),
-            init_noise_scale=_read_number("init_noise_scale", value["init_noise_scale"]),
-            input_scale=_read_row("input_scale", value["input_scale"]),
-            latents=_read_rows("latents", value["latents"]),
-            outputs=_read_rows("outputs", value["outputs"]),
-            noise=_read_row("noise", value["noise"]),
+            scheduler=read_string(found["scheduler"], "sampler.scheduler"),
+            timesteps=_read_row(found["timesteps"], "sampler.timesteps"),
+            init_noise_scale=read_number(found["init_noise_scale"], "sampler.init_noise_scale"),
+            input_scale=_read_row(found["input_scale"], "sampler.input_scale"),
+            latents=read_list(found["latents"], "sampler.latents", _read_row),
+            outputs=read_list(found["outputs"], "sampler.outputs", _read_row),
+            noise=_read_row(found["noise"], "sampler.noise"),
         )
 
 
@@ -152,11 +139,6 @@ class SamplerState:
         self._next = 0
         self._latents: list[Array] = []
         self._outputs: list[Array] = []
-
-    @property
-    def stochastic(self) -> bool:
-        """Return whether some step adds noise; step k does where `table.noise[k]` isn't 0."""
-        return self.table.stochastic
 
     def model_input(self, k: int, latents: Array) -> Array:
         """Return what the model is given at step `k`: the scaled latents, float32.
@@ -204,6 +186,18 @@ class SamplerState:
         self._next = k + 1
         return total.astype(np.float32)
 
+    def snapshot(self) -> dict[str, Array]:
+        """Return the latents and model outputs that later steps need, by name."""
+        past = {f"latents.{age}": array for age, array in enumerate(self._latents)}
+        return {**past, **{f"outputs.{age}": array for age, array in enumerate(self._outputs)}}
+
+    def restore(self, step: int, snapshot: Mapping[str, Array]) -> None:
+        """Go on at `step` with what `snapshot` returned before it."""
+        ages = range(min(step, self.table.history))
+        self._latents = [np.array(snapshot[f"latents.{age}"], np.float32) for age in ages]
+        self._outputs = [np.array(snapshot[f"outputs.{age}"], np.float32) for age in ages]
+        self._next = step
+
     def _remember(self, newest: Array, past: list[Array]) -> list[Array]:
         return [np.array(newest, np.float32), *past][: self.table.history]
 
@@ -236,35 +230,14 @@ def _check_shape(step: int, name: str, array: Array, latents: Array) -> None:
 
 def _check_length(name: str, found: int, expected: int) -> None:
     if found != expected:
-        raise BundleError(f"sampler table: {name} has {found} entries, expected {expected}")
+        raise BundleError(f"sampler.{name}: has {found} entries, expected {expected}")
 
 
 def _check_finite(name: str, row: Row) -> None:
     for number in row:
         if not math.isfinite(number):
-            raise BundleError(f"sampler table: {name} holds {number}, expected finite numbers")
+            raise BundleError(f"sampler.{name}: holds {number}, expected finite numbers")
 
 
-def _kind(value: object) -> str:
-    return f"a {type(value).__name__}"
-
-
-def _read_number(name: str, value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise BundleError(f"sampler table: {name} holds {_kind(value)}, expected numbers")
-    try:
-        return float(value)
-    except OverflowError:
-        raise BundleError(f"sampler table: {name} holds a number beyond float64") from None
-
-
-def _read_row(name: str, value: object) -> Row:
-    if not isinstance(value, list):
-        raise BundleError(f"sampler table: {name} is {_kind(value)}, expected a list of numbers")
-    return tuple(_read_number(name, item) for item in value)
-
-
-def _read_rows(name: str, value: object) -> tuple[Row, ...]:
-    if not isinstance(value, list):
-        raise BundleError(f"sampler table: {name} is {_kind(value)}, expected a list of lists")
-    return tuple(_read_row(f"{name}[{step}]", row) for step, row in enumerate(value))
+def _read_row(value: object, where: str) -> Row:
+    return read_list(value, where, read_number)

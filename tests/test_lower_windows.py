@@ -9,7 +9,7 @@ from torch import nn
 from ditc.export.lower_windows import LowerWindows
 from ditc.passes import Program, Window, capture
 from ditc.passes.base import run
-from ditc.passes.clean import RemoveDeadCode
+from ditc.passes.remove_dead_code import RemoveDeadCode
 from ditc.passes.verify import verify_values
 from ditc.passes.window_attention import WindowAttention
 

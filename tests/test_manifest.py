@@ -116,8 +116,8 @@ def test_bucket_of_names_the_bucket_of_a_step() -> None:
         (setting("buckets", 0, "multiply_adds", value=-1), "multiply_adds: is -1, expected 0"),
         (setting("buckets", 0, "methods", value={"a": 1}), "methods.a: expected a string"),
         (setting("model", "config_sha256", value="xyz"), "config_sha256: is 'xyz'"),
-        (setting("sampler", "noise", value=[0.0]), "noise has 1 entries, expected 5"),
-        (setting("sampler", value=3), "sampler table: expected an object"),
+        (setting("sampler", "noise", value=[0.0]), "noise: has 1 entries, expected 5"),
+        (setting("sampler", value=3), "sampler: expected an object"),
         (setting("files", "full.onnx", "bytes", value=-1), "files.full.onnx.bytes: is -1"),
         (setting("files", "full.onnx", "sha256", value="F" * 64), "expected 64 hexadecimal"),
         (lambda d: d["files"].pop("weights.safetensors"), "'weights.safetensors' is missing"),
@@ -300,5 +300,5 @@ def test_no_safetensors_at_all(tmp_path: Path, content: bytes) -> None:
 def test_numbers_in_a_manifest_are_finite() -> None:
     table = make_manifest().sampler
     assert table is not None
-    with pytest.raises(BundleError, match="init_noise_scale holds nan"):
+    with pytest.raises(BundleError, match="init_noise_scale: holds nan"):
         replace(table, init_noise_scale=math.nan)

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from ditc.runtime.errors import BundleError, EngineError
-from ditc.runtime.sampler import JsonValue, SamplerState, SamplerTable
+from ditc.runtime.fields import JsonValue
+from ditc.runtime.sampler import SamplerState, SamplerTable
 
 SHAPE = (2, 3, 5)
 
@@ -44,48 +45,55 @@ def test_json_reads_whole_numbers_as_floats() -> None:
 def test_properties() -> None:
     table = two_step_table()
     assert (table.steps, table.history, table.stochastic) == (3, 2, True)
-    assert SamplerState(table).stochastic
     still = SamplerTable.from_json({**table.to_json(), "noise": [0.0, 0.0, 0.0]})
-    assert not SamplerState(still).stochastic
+    assert not still.stochastic
 
 
 MALFORMED: list[tuple[str, JsonValue, str]] = [
-    ("scheduler", 3, "scheduler is a int, expected a string"),
-    ("timesteps", None, "timesteps is a NoneType, expected a list of numbers"),
-    ("timesteps", [], "timesteps is empty"),
-    ("timesteps", [1.0, 2.0], "input_scale has 3 entries, expected 2"),
-    ("timesteps", [1.0, 2.0, math.nan], "timesteps holds nan, expected finite"),
-    ("timesteps", [1.0, 2.0, "3"], "timesteps holds a str, expected numbers"),
-    ("timesteps", [1.0, 2.0, True], "timesteps holds a bool, expected numbers"),
-    ("timesteps", [1.0, 2.0, 10**400], "timesteps holds a number beyond float64"),
-    ("init_noise_scale", "1", "init_noise_scale holds a str"),
-    ("init_noise_scale", True, "init_noise_scale holds a bool"),
-    ("init_noise_scale", [1.0], "init_noise_scale holds a list"),
-    ("init_noise_scale", math.inf, "init_noise_scale holds inf"),
-    ("input_scale", [1.0], "input_scale has 1 entries, expected 3"),
-    ("input_scale", [1.0, -math.inf, 1.0], "input_scale holds -inf"),
-    ("input_scale", {"0": 1.0}, "input_scale is a dict"),
-    ("latents", "x", "latents is a str, expected a list of lists"),
-    ("latents", [], "latents has 0 entries, expected 3"),
-    ("latents", [[1.0, 0.0]], "latents has 1 entries, expected 3"),
-    ("latents", [[], [], []], r"latents\[0\] is empty"),
-    ("latents", [[1.0, 0.0], [1.0], [1.0, 0.0]], r"latents\[1\] has 1 entries, expected 2"),
-    ("latents", [[1.0, 0.0], 1.0, [1.0, 0.0]], r"latents\[1\] is a float"),
-    ("latents", [[1.0, 0.0], [1.0, False], [1.0, 0.0]], r"latents\[1\] holds a bool"),
-    ("latents", [[1.0, 0.0], [1.0, math.nan], [1.0, 0.0]], r"latents\[1\] holds nan"),
-    ("latents", [[1.0, 0.5], [1.0, 0.0], [1.0, 0.0]], r"latents\[0\] weighs a step before"),
-    ("outputs", [[1.0], [1.0], [1.0]], r"outputs\[0\] has 1 entries, expected 2"),
-    ("outputs", [[1.0, 0.5], [1.0, 0.0], [1.0, 0.0]], r"outputs\[0\] weighs a step before"),
-    ("outputs", [[1.0, 0.0], [1.0, None], [1.0, 0.0]], r"outputs\[1\] holds a NoneType"),
-    ("noise", [0.0, 0.0], "noise has 2 entries, expected 3"),
-    ("noise", [0.0, 0.0, math.inf], "noise holds inf"),
+    ("scheduler", 3, "scheduler: expected a string, found a int"),
+    ("timesteps", None, "timesteps: expected a list, found a NoneType"),
+    ("timesteps", [], "timesteps: is empty"),
+    ("timesteps", [1.0, 2.0], "input_scale: has 3 entries, expected 2"),
+    ("timesteps", [1.0, 2.0, math.nan], "timesteps: holds nan, expected finite"),
+    ("timesteps", [1.0, 2.0, "3"], r"timesteps\[2\]: expected a number, found a str"),
+    ("timesteps", [1.0, 2.0, True], r"timesteps\[2\]: expected a number, found a bool"),
+    ("timesteps", [1.0, 2.0, 10**400], r"timesteps\[2\]: is an integer beyond float64"),
+    ("init_noise_scale", "1", "init_noise_scale: expected a number, found a str"),
+    ("init_noise_scale", True, "init_noise_scale: expected a number, found a bool"),
+    ("init_noise_scale", [1.0], "init_noise_scale: expected a number, found a list"),
+    ("init_noise_scale", math.inf, "init_noise_scale: holds inf"),
+    ("input_scale", [1.0], "input_scale: has 1 entries, expected 3"),
+    ("input_scale", [1.0, -math.inf, 1.0], "input_scale: holds -inf"),
+    ("input_scale", {"0": 1.0}, "input_scale: expected a list, found a dict"),
+    ("latents", "x", "latents: expected a list, found a str"),
+    ("latents", [], "latents: has 0 entries, expected 3"),
+    ("latents", [[1.0, 0.0]], "latents: has 1 entries, expected 3"),
+    ("latents", [[], [], []], r"latents\[0\]: is empty"),
+    ("latents", [[1.0, 0.0], [1.0], [1.0, 0.0]], r"latents\[1\]: has 1 entries, expected 2"),
+    ("latents", [[1.0, 0.0], 1.0, [1.0, 0.0]], r"latents\[1\]: expected a list, found a float"),
+    (
+        "latents",
+        [[1.0, 0.0], [1.0, False], [1.0, 0.0]],
+        r"latents\[1\]\[1\]: .* found a bool",
+    ),
+    ("latents", [[1.0, 0.0], [1.0, math.nan], [1.0, 0.0]], r"latents\[1\]: holds nan"),
+    ("latents", [[1.0, 0.5], [1.0, 0.0], [1.0, 0.0]], r"latents\[0\]: weighs a step before"),
+    ("outputs", [[1.0], [1.0], [1.0]], r"outputs\[0\]: has 1 entries, expected 2"),
+    ("outputs", [[1.0, 0.5], [1.0, 0.0], [1.0, 0.0]], r"outputs\[0\]: weighs a step before"),
+    (
+        "outputs",
+        [[1.0, 0.0], [1.0, None], [1.0, 0.0]],
+        r"outputs\[1\]\[1\]: .* found a None",
+    ),
+    ("noise", [0.0, 0.0], "noise: has 2 entries, expected 3"),
+    ("noise", [0.0, 0.0, math.inf], "noise: holds inf"),
     ("comment", "hello", "unknown field 'comment'"),
 ]
 
 
 @pytest.mark.parametrize(("field", "value", "message"), MALFORMED)
 def test_malformed_json_is_refused_by_field(field: str, value: JsonValue, message: str) -> None:
-    with pytest.raises(BundleError, match=f"^sampler table: {message}"):
+    with pytest.raises(BundleError, match=f"^sampler[.:] ?{message}"):
         SamplerTable.from_json({**two_step_table().to_json(), field: value})
 
 
@@ -93,7 +101,7 @@ def test_malformed_json_is_refused_by_field(field: str, value: JsonValue, messag
 def test_missing_field_is_named(field: str) -> None:
     value = two_step_table().to_json()
     del value[field]
-    with pytest.raises(BundleError, match=f"sampler table: {field} is missing"):
+    with pytest.raises(BundleError, match=f"^sampler: the field '{field}' is missing"):
         SamplerTable.from_json(value)
 
 

@@ -8,7 +8,8 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from ditc.export import sampler_table
 from ditc.passes import Method, Plan
 from ditc.runtime.errors import PlanError
-from ditc.tools.search import Decided, greedy, relative_loss, threshold_of
+from ditc.tools.decisions import Checkpoint, relative_loss, threshold_of
+from ditc.tools.search import greedy
 from ditc.tools.trajectory import Trajectory
 
 from .reference import Eager
@@ -98,21 +99,21 @@ def test_step_0_is_full_and_tries_nothing() -> None:
 def test_goes_on_behind_decided_steps_to_the_same_plan() -> None:
     model = sample("dit", "uncond-first")
     table = sampler_table(FlowMatchEulerDiscreteScheduler(), STEPS)
-    steps: list[Decided] = []
-    whole = greedy(model.program, table, 0.3, guidance_scale=SCALE, seed=3, on_step=steps.append)
-    assert len(steps) == STEPS
-    for done in range(STEPS + 1):
-        rest: list[Decided] = []
+    points: list[Checkpoint] = []
+    whole = greedy(model.program, table, 0.3, guidance_scale=SCALE, seed=3, on_step=points.append)
+    assert [len(point.steps) for point in points] == [1, 2, 3, 4, 5]
+    for point in points:
+        later: list[Checkpoint] = []
         again = greedy(
             model.program,
             table,
             0.3,
             guidance_scale=SCALE,
             seed=3,
-            decided=steps[:done],
-            on_step=rest.append,
+            resume=point,
+            on_step=later.append,
         )
-        assert rest == steps[done:]
+        assert len(later) == STEPS - len(point.steps)
         assert again.plan.to_json() == whole.plan.to_json()
         assert again.multiply_adds == whole.multiply_adds
 

@@ -3,7 +3,7 @@
 import torch
 
 from ditc.passes import capture
-from ditc.passes.clean import RemoveDeadCode
+from ditc.passes.remove_dead_code import RemoveDeadCode
 from ditc.passes.share_steps import ShareSteps
 from ditc.passes.verify import verify_values
 

@@ -5,8 +5,8 @@ from torch import nn
 
 from ditc.export.transpose_weights import TransposeWeights
 from ditc.passes.base import run
-from ditc.passes.clean import RemoveDeadCode
 from ditc.passes.graphs import weight
+from ditc.passes.remove_dead_code import RemoveDeadCode
 from ditc.passes.verify import verify_values
 
 from .golden import changes, rewritten, text_of

@@ -10,9 +10,10 @@ from torch import fx
 
 from ditc.passes import Method
 from ditc.passes.base import Pass, run
-from ditc.passes.clean import CleanInference, RemoveDeadCode
+from ditc.passes.clean_inference import CleanInference
 from ditc.passes.graphs import add_lookup, copy_module, find
 from ditc.passes.program import Slot
+from ditc.passes.remove_dead_code import RemoveDeadCode
 from ditc.passes.rewriting import rewrite
 from ditc.passes.verify import verify, verify_values
 from ditc.runtime.errors import PassError

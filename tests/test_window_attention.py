@@ -3,7 +3,7 @@
 import torch
 
 from ditc.passes import Window
-from ditc.passes.clean import RemoveDeadCode
+from ditc.passes.remove_dead_code import RemoveDeadCode
 from ditc.passes.verify import verify_values
 from ditc.passes.window_attention import WindowAttention
 

@@ -28,12 +28,12 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ditc.export.blocks import blocked_window_attention
+from ditc.export.onnx import OPSET
 from ditc.passes.window import Window
 from ditc.runtime.errors import DitcError, EngineError
 
 __all__ = ["Form", "Result", "Shape", "forms", "main", "measure"]
 
-OPSET = 23
 IR_VERSION = 11
 TOLERANCE = 1e-5
 CHECKED_ROWS = 7

@@ -5,8 +5,10 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from ditc.passes import Plan
+from ditc.passes import Method, Plan
 from ditc.runtime.errors import PlanError
+
+from .decisions import threshold_of
 
 __all__ = ["diff", "explain"]
 
@@ -29,21 +31,21 @@ def diff(first: Path, second: Path, *, as_json: bool = False) -> None:
         for site in before.sites
         if (old := before.method(step, site)) != (new := after.method(step, site))
     ]
-    costs = {str(path): predicted(plan) for path, plan in ((first, before), (second, after))}
+    costs = {str(path): _predicted(plan) for path, plan in ((first, before), (second, after))}
     if as_json:
         sys.stdout.write(json.dumps({"cells": changes, "multiply_adds": costs}) + "\n")
         return
     for change in changes:
         sys.stdout.write("step {step:>4}  {site}: {from} -> {to}\n".format(**change))
     total = before.steps * len(before.sites)
-    old_cost, new_cost = predicted(before), predicted(after)
+    old_cost, new_cost = _predicted(before), _predicted(after)
     sys.stdout.write(
         f"{len(changes)} of {total} cells differ; {old_cost / 1e9:.2f} G multiply-adds a "
         f"generation become {new_cost / 1e9:.2f} G ({new_cost / old_cost - 1:+.1%})\n"
     )
 
 
-def predicted(plan: Plan) -> int:
+def _predicted(plan: Plan) -> int:
     """Return the multiply-adds of a generation by a plan, without those of residuals kept."""
     return sum(
         plan.cost.rest
@@ -81,7 +83,7 @@ def _reasons(plan: Plan, step: int, site: str) -> Iterator[str]:
         yield "the plan was written, not found: no losses are known"
         return
     number = plan.sites.index(site)
-    limit = plan.origin.threshold * (number + 1) / len(plan.sites)
+    limit = threshold_of(plan.origin.threshold, number, len(plan.sites))
     yield (
         f"{plan.origin.search} search, threshold {plan.origin.threshold:g} x {number + 1} of "
         f"{len(plan.sites)} sites = {limit:.4g}"
@@ -90,5 +92,5 @@ def _reasons(plan: Plan, step: int, site: str) -> Iterator[str]:
         verdict = "under it, taken" if candidate is method else "not under it"
         share = cost.of(candidate, window) / cost.full
         yield f"  {candidate:<10} loss {loss:.4g}, {share:.1%} of full: {verdict}"
-    if str(method) == "full":
+    if method is Method.FULL:
         yield "  full       no candidate was good enough"

@@ -10,7 +10,7 @@ import numpy as np
 
 from ditc.runtime.errors import DitcError
 from ditc.runtime.files import read_text
-from ditc.runtime.manifest import Manifest
+from ditc.runtime.manifest import MANIFEST_FILE, WEIGHTS_FILE, Manifest
 
 __all__ = ["LETTERS", "bytes_by_part", "inspect"]
 
@@ -35,7 +35,7 @@ def inspect(path: Path, *, as_json: bool = False) -> None:
 
 
 def _manifest(path: Path) -> Manifest:
-    return Manifest.from_json(read_text(path, "manifest.json"))
+    return Manifest.from_json(read_text(path, MANIFEST_FILE))
 
 
 def bytes_by_part(manifest: Manifest) -> dict[str, int]:
@@ -43,7 +43,7 @@ def bytes_by_part(manifest: Manifest) -> dict[str, int]:
     parts = {"weights": 0, "graphs": 0, "other": 0}
     graphs = {bucket.graph for bucket in manifest.buckets}
     for name, record in manifest.files.items():
-        part = "weights" if name == "weights.safetensors" else "other"
+        part = "weights" if name == WEIGHTS_FILE else "other"
         parts["graphs" if name in graphs else part] += record.bytes
     return parts
 

@@ -13,7 +13,7 @@ from ditc.runtime.errors import DitcError
 
 from .glyphs import NULL_CLASS, demo_scheduler, load_demo_model
 
-__all__ = ["demo_recording", "load_recording"]
+__all__ = ["demo_recording", "load_recording", "parse_call"]
 
 
 def load_recording(model: str, steps: int, call: Mapping[str, object], samples: int) -> Recording:

@@ -9,11 +9,14 @@ from pathlib import Path
 from ditc.runtime.errors import DitcError
 
 from .report_data import Facts, read_facts
-from .report_extras import read_bench, read_demo, read_pareto
+from .report_extras import Demo, read_bench, read_demo, read_pareto
 from .report_html import Extras, page
 from .report_png import heat_map_png
 
 __all__ = ["report"]
+
+SAME = 1e-3
+"""How far the shares of attention left of one plan may lie apart: halves are rounded."""
 
 
 def report(options: argparse.Namespace) -> None:
@@ -28,6 +31,7 @@ def report(options: argparse.Namespace) -> None:
         points=None if options.pareto is None else read_pareto(options.pareto),
         demo=None if options.demo is None else read_demo(options.demo),
     )
+    _check_demo(facts, extras.demo)
     files = {options.out: page(facts, extras, version("ditc")).encode()}
     if options.png is not None:
         files[options.png] = heat_map_png(facts)
@@ -41,6 +45,18 @@ def _buckets(facts: Facts) -> tuple[str, ...]:
     if facts.buckets is None:
         raise DitcError("--bench: a plan has no buckets to time: report on the bundle made of it")
     return facts.buckets
+
+
+def _check_demo(facts: Facts, demo: Demo | None) -> None:
+    """Refuse figures and images of another plan than the one that is shown."""
+    if demo is None or facts.costs is None:
+        return
+    theirs, mine = demo.attention_left, facts.costs.attention_left
+    if abs(theirs - mine) > SAME:
+        raise DitcError(
+            f"--demo: its plan leaves {theirs:.1%} of attention, {facts.source} leaves {mine:.1%}: "
+            "report on the bundle-compressed in the demo's folder"
+        )
 
 
 def _check_places(options: argparse.Namespace, files: Mapping[Path, bytes]) -> None:

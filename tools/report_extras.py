@@ -56,6 +56,7 @@ class Demo:
     """What `ditc demo` found.
 
     Attributes:
+        attention_left: share of the attention sites' multiply-adds that its plan leaves.
         figures: heading, uncompressed value, compressed value; empty where there is none.
         before: images of the uncompressed bundle, `[samples, height, width, 3]`, if there are any.
         after: the same of the compressed one.
@@ -64,6 +65,7 @@ class Demo:
         of: how many images the folder holds; more than a page shows are left out.
     """
 
+    attention_left: float
     figures: tuple[tuple[str, str, str], ...]
     before: Pixels | None
     after: Pixels | None
@@ -153,8 +155,9 @@ def read_demo(folder: Path) -> Demo:
     if (before is None) != (after is None):
         raise DitcError(f"--demo {folder}: has images of one bundle only: run 'ditc demo' again")
     figures = _figures(record, where)
+    left = _number(record.get("attention_left"), f"{where}: attention_left")
     if before is None or after is None:
-        return Demo(figures, None, None, (), (), 0)
+        return Demo(left, figures, None, None, (), (), 0)
     if before.shape != after.shape:
         raise DitcError(
             f"--demo {folder}: images of shapes {list(before.shape)} and {list(after.shape)}, "
@@ -164,6 +167,7 @@ def read_demo(folder: Path) -> Demo:
     shown = slice(0, MAX_IMAGES)
     pairs = zip(before[shown], after[shown], strict=True)
     return Demo(
+        attention_left=left,
         figures=figures,
         before=to_bytes(before[shown]),
         after=to_bytes(after[shown]),

@@ -116,14 +116,15 @@ def _key_numbers(facts: Facts) -> list[str]:
         tiles.append(_tile(f"{left:.1%}", "of attention left", f"{1 - left:.1%} removed"))
         promised = f"promises {1 / model:.2f}× at most" if model else "nothing is left"
         tiles.append(_tile(f"{model:.1%}", "of the model left", promised))
-    each = quantity(sum(facts.totals) / facts.steps)
-    tiles.append(_tile(str(facts.steps), "steps", f"{each} multiply-adds each"))
+    mean = quantity(sum(facts.totals) / facts.steps)
+    tiles.append(_tile(str(facts.steps), "steps", f"{mean} multiply-adds each"))
     if facts.buckets is None or facts.memory is None:
         tiles.append(_tile(str(len(facts.sites)), "attention sites", f"{_cells(facts)} cells"))
         return tiles
     slots = f"{facts.memory.slots} slots, {byte_size(facts.memory.slot_bytes)}"
     parts = facts.memory.bytes_by_part
-    inside = ", ".join(f"{part} {byte_size(size)}".replace(" ", NO_BREAK) for part, size in parts.items())
+    each = (f"{part} {byte_size(size)}".replace(" ", NO_BREAK) for part, size in parts.items())
+    inside = ", ".join(each)
     tiles.append(_tile(str(len(set(facts.buckets))), "buckets", slots))
     tiles.append(_tile(byte_size(sum(parts.values())), "on disk", inside))
     return tiles
@@ -142,11 +143,10 @@ def _cells(facts: Facts) -> int:
 def _plan_section(facts: Facts, bench: Mapping[str, Latency] | None) -> str:
     pattern = site_pattern(facts.sites)
     names = f" Rows are sites <code>{escape(pattern)}</code>." if pattern else " Rows are sites."
-    tried = " with the loss of every candidate" if facts.searched else ""
     stacked = '<i class="swatch rest"></i>the rest of the model, and attention by method'
     work = f"{stacked}; the line is an uncompressed step" if facts.costs else "Of a whole step"
     parts = [
-        _head("The plan", f"Columns are steps.{names} Point at a cell for what it costs{tried}."),
+        _head("The plan", f"Columns are steps.{names} Point at a cell for {_told(facts)}."),
         legend(facts),
         lanes(
             facts,
@@ -157,6 +157,12 @@ def _plan_section(facts: Facts, bench: Mapping[str, Latency] | None) -> str:
         ),
     ]
     return f'<section id="plan">{"".join(parts)}</section>'
+
+
+def _told(facts: Facts) -> str:
+    """Return what a cell tells when it is pointed at."""
+    told = "what it costs" if facts.costs else "its method"
+    return f"{told} and the loss of every candidate" if facts.searched else told
 
 
 def _latency(facts: Facts, bench: Mapping[str, Latency] | None) -> str:

@@ -204,7 +204,7 @@ def _lane(gutter: str, plot: str, steps: int) -> str:
 def _axis(steps: int) -> str:
     every = next(n for n in (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000) if steps / n <= 25)
     spans = (
-        f'<span{"" if step % (5 * every) == 0 else " class=minor"} '
+        f"<span{'' if step % (5 * every) == 0 else ' class=minor'} "
         f'style="left:{100 * (step + 0.5) / steps:.3f}%">{step}</span>'
         for step in range(0, steps, every)
     )

@@ -125,7 +125,7 @@ def searched_of(plan: "Plan") -> tuple[Searched | None, tuple[Absent, ...]]:
     if plan.origin is None or plan.origin.search != "greedy":
         why = "the plan doesn't say that a greedy search found it"
         return Searched(losses, None, None), (Absent("Thresholds of sites", why),)
-    from .search import threshold_of
+    from .decisions import threshold_of
 
     delta, count = plan.origin.threshold, len(plan.sites)
     limits = tuple(threshold_of(delta, number, count) for number in range(count))

@@ -18,7 +18,6 @@ from .progress import progress
 
 __all__ = ["example_inputs", "generate", "open_bundle", "verify"]
 
-DEFAULT_GUIDANCE = 4.0
 Numbers = npt.NDArray[np.generic]
 
 
@@ -37,14 +36,10 @@ def generate(options: argparse.Namespace) -> None:
     if out.suffix not in (".png", ".npy"):
         raise DitcError(f"--out {out}: expected a name that ends in .png or .npy")
     bundle = open_bundle(options)
-    guided = bundle.manifest.cfg is not None
-    scale = options.guidance_scale
-    if scale is None and guided:
-        scale = DEFAULT_GUIDANCE
     with progress("generate", bundle.steps) as advance:
         latents = bundle.generate(
             seed=options.seed,
-            guidance_scale=scale,
+            guidance_scale=options.guidance_scale,
             negative=_arrays("--negative", options.negative, bundle.manifest) or None,
             callback=lambda *_: advance(),
             **_arrays("--input", options.input, bundle.manifest),

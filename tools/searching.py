@@ -2,28 +2,35 @@
 
 import argparse
 import json
-import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 
 from ditc.export import sampler_table
 from ditc.passes import Method, Program
 from ditc.runtime.errors import DitcError
 from ditc.runtime.sampler import SamplerTable
 
+from .decisions import METRIC, Checkpoint, Decided, Found
 from .models import load_recording, parse_call
 from .progress import progress
-from .search import METRIC, Decided, Found, greedy
+from .search import greedy
 
 __all__ = ["Journal", "search"]
+
+SLOTS, TRAJECTORY = "slots/", "trajectory/"
 
 
 def search(options: argparse.Namespace) -> None:
     """Search a plan as the options ask, and write it.
 
-    Every decided step goes into a journal beside the plan; a search with the same arguments goes
-    on behind what it finds there.
+    Where the search is goes into a journal beside the plan after every step; a search with the
+    same arguments goes on from there, and ends in the same plan.
 
     Raises:
         DitcError: if model, threshold or place are at fault.
@@ -38,14 +45,12 @@ def search(options: argparse.Namespace) -> None:
         options.out.with_name(options.out.name + ".journal"), _arguments(options, program, table)
     )
     known = journal.read()
-    if known:
-        sys.stderr.write(f"going on behind step {len(known) - 1}\n")
-    with progress("search", table.steps) as advance:
-        for _ in known:
-            advance()
+    if known is not None:
+        sys.stderr.write(f"going on behind step {len(known.steps) - 1}\n")
+    with progress("search", table.steps - (len(known.steps) if known else 0)) as advance:
 
-        def keep(step: Decided) -> None:
-            journal.append(step)
+        def keep(checkpoint: Checkpoint) -> None:
+            journal.write(checkpoint)
             advance()
 
         found = greedy(
@@ -54,12 +59,12 @@ def search(options: argparse.Namespace) -> None:
             options.threshold,
             guidance_scale=options.guidance_scale,
             seed=options.seed,
-            decided=known,
+            resume=known,
             on_step=keep,
         )
     written = options.out.with_name(options.out.name + ".new")
     found.plan.save(written)
-    os.replace(written, options.out)  # noqa: PTH105 (atomic, and said so)
+    written.replace(options.out)
     journal.remove()
     sys.stdout.write(_summary(options.out, found))
 
@@ -97,54 +102,64 @@ def _summary(out: Path, found: Found) -> str:
 
 
 class Journal:
-    """Decided steps on disk: a line of arguments, then a line a step, each complete or ignored."""
+    """Where a search is, on disk: one safetensors file, replaced whole after every step."""
 
     def __init__(self, path: Path, arguments: Mapping[str, object]) -> None:
         self.path = path
-        self._head = json.dumps(arguments, sort_keys=True)
+        self._arguments = json.dumps(arguments, sort_keys=True)
 
-    def read(self) -> tuple[Decided, ...]:
-        """Return the steps of a search with the same arguments; begin anew for any other."""
-        lines = self._complete_lines()
-        if not lines or lines[0] != self._head:
-            self.path.write_text(self._head + "\n", encoding="utf-8")
-            return ()
-        steps = tuple(_parse(line) for line in lines[1:])
-        self.path.write_text("\n".join(lines) + "\n", encoding="utf-8")
-        return steps
+    def read(self) -> Checkpoint | None:
+        """Return where a search with the same arguments was, None if there is nothing of it."""
+        try:
+            with safe_open(self.path, "pt") as file:
+                about = file.metadata() or {}
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except (OSError, SafetensorError):
+            return None
+        if about.get("arguments") != self._arguments:
+            return None
+        return Checkpoint(
+            steps=tuple(_parse(step) for step in json.loads(about["steps"])),
+            slots=_part(tensors, SLOTS),
+            trajectory=_part(tensors, TRAJECTORY),
+        )
 
-    def append(self, step: Decided) -> None:
-        """Add a decided step and make sure that it is on disk."""
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(_format(step) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+    def write(self, checkpoint: Checkpoint) -> None:
+        """Replace the file by where the search is now."""
+        tensors = {f"{SLOTS}{name}": value for name, value in checkpoint.slots.items()}
+        tensors |= {f"{TRAJECTORY}{name}": value for name, value in checkpoint.trajectory.items()}
+        about = {
+            "arguments": self._arguments,
+            "steps": json.dumps([_record(step) for step in checkpoint.steps]),
+        }
+        whole = {name: value.contiguous().clone() for name, value in tensors.items()}
+        unfinished = self.path.with_name(self.path.name + ".new")
+        save_file(whole, unfinished, metadata=about)
+        unfinished.replace(self.path)
 
     def remove(self) -> None:
-        """Remove the journal: the plan is written."""
+        """Remove the file: the plan is written."""
         self.path.unlink(missing_ok=True)
 
-    def _complete_lines(self) -> Sequence[str]:
-        """Return the lines that end in a newline; the last one may have been cut short."""
-        try:
-            text = self.path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError):
-            return ()
-        return text.split("\n")[:-1]
+
+def _part(tensors: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+    return {
+        name.removeprefix(prefix): value
+        for name, value in tensors.items()
+        if name.startswith(prefix)
+    }
 
 
-def _format(step: Decided) -> str:
-    record = {
+def _record(step: Decided) -> dict[str, object]:
+    return {
         "methods": step.methods,
         "losses": step.losses,
         "multiply_adds": step.multiply_adds,
         "plain_multiply_adds": step.plain_multiply_adds,
     }
-    return json.dumps(record)
 
 
-def _parse(line: str) -> Decided:
-    record = json.loads(line)
+def _parse(record: dict[str, Any]) -> Decided:
     return Decided(
         methods={site: Method(name) for site, name in record["methods"].items()},
         losses={

@@ -38,6 +38,19 @@ class Trajectory:
         """How many samples are denoised at once."""
         return self._shape[0]
 
+    def snapshot(self) -> dict[str, torch.Tensor]:
+        """Return all tensors that the run goes on from."""
+        arrays = {"current": self.latents, **self._state.snapshot()}
+        return {name: torch.from_numpy(array) for name, array in arrays.items()}
+
+    def restore(self, step: int, snapshot: Mapping[str, torch.Tensor]) -> None:
+        """Go on at `step` as the run did of which `snapshot` was taken."""
+        arrays = {name: tensor.numpy() for name, tensor in snapshot.items()}
+        self.latents = np.array(arrays["current"], np.float32)
+        self._state.restore(step, arrays)
+        for done in range(step):
+            self._noise(done)
+
     def inputs(self, step: int) -> Mapping[str, torch.Tensor]:
         """Return the program's inputs at a step, by name."""
         values = dict(self._program.example)
@@ -55,6 +68,10 @@ class Trajectory:
     def advance(self, step: int, output: torch.Tensor) -> None:
         """Go on from the model's output at a step, `[batch, channels, …]`."""
         guided = guide(self._program.cfg, output.numpy(), self._scale, self._shape)
-        drawn = bool(self._table.noise[step])
-        noise = self._draw.standard_normal(self._shape, np.float32) if drawn else None
-        self.latents = self._state.advance(step, self.latents, guided, noise)
+        self.latents = self._state.advance(step, self.latents, guided, self._noise(step))
+
+    def _noise(self, step: int) -> npt.NDArray[np.float32] | None:
+        """Draw the noise of a step, if it takes any."""
+        if not self._table.noise[step]:
+            return None
+        return self._draw.standard_normal(self._shape, np.float32)

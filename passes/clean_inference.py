@@ -1,4 +1,4 @@
-"""Clean a captured graph: drop what does nothing at inference: dropout, no-op casts, asserts."""
+"""Clean for inference: x → assert, dropout, cast to its own dtype → y   becomes   x → y."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -9,7 +9,7 @@ from torch import fx
 from .base import Pass
 from .operators import CASTS
 
-__all__ = ["CleanInference", "RemoveDeadCode"]
+__all__ = ["CleanInference"]
 
 aten = torch.ops.aten
 
@@ -24,7 +24,7 @@ class CleanInference(Pass):
     name: ClassVar[str] = "clean-inference"
 
     def rewrite(self, graph: fx.Graph) -> int:
-        """Remove checks and identities; values stay equal to the bit."""
+        """Remove checks and identities and return how many; values stay equal to the bit."""
         changed = 0
         for node in list(graph.nodes):
             if node.target in CHECKS:
@@ -37,19 +37,6 @@ class CleanInference(Pass):
                 graph.erase_node(node)
                 changed += 1
         return changed
-
-
-@dataclass(frozen=True)
-class RemoveDeadCode(Pass):
-    """Remove every node that no output needs; inputs stay."""
-
-    name: ClassVar[str] = "remove-dead-code"
-
-    def rewrite(self, graph: fx.Graph) -> int:
-        """Remove dead nodes and return how many."""
-        before = len(graph.nodes)
-        graph.eliminate_dead_code(is_impure_node=lambda node: node.op in ("placeholder", "output"))
-        return before - len(graph.nodes)
 
 
 def _is_identity(node: fx.Node) -> bool:
