@@ -7,9 +7,9 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from ditc.passes import Bucket, Program, Schedule, Slot, multiply_adds
+from ditc.passes import Bucket, Plan, Program, Schedule, Slot, multiply_adds
 from ditc.passes.graphs import flat_outputs
-from ditc.runtime.errors import LoweringError
+from ditc.runtime.errors import LoweringError, PlanError
 from ditc.runtime.manifest import (
     CONDITIONING_FILE,
     MANIFEST_FILE,
@@ -61,12 +61,14 @@ def compile(  # noqa: A001 (the contract's name)
     Raises:
         LoweringError: if target or precision are unknown, the model isn't of that precision, a
             graph can't be expressed, or the scheduler isn't linear.
+        PlanError: if the plan was found with another scheduler.
         PassError: if a method of the plan can't be applied.
         BundleError: if the bundle can't be written there. Nothing half-written is left.
     """
     _check_choice("target", target, TARGETS)
     _check_choice("precision", precision, PRECISIONS)
     _check_dtypes(sched.program, precision)
+    _check_scheduler(sched.plan, sampler)
     table = None if sampler is None else sampler_table(sampler, sched.steps)
     place = Path(out_dir)
     with staged(place) as folder:
@@ -99,6 +101,17 @@ def compile(  # noqa: A001 (the contract's name)
 def _check_choice(what: str, given: str, known: tuple[str, ...]) -> None:
     if given not in known:
         raise LoweringError(f"{what} {given!r} is not known: expected {' or '.join(known)}")
+
+
+def _check_scheduler(plan: Plan, sampler: object) -> None:
+    found = type(sampler).__name__
+    if sampler is None or plan.scheduler in (None, found):
+        return
+    raise PlanError(
+        f"plan was found with {plan.scheduler}, the sampler is {found}: pass that scheduler, find "
+        "a plan with this one, or use dataclasses.replace(plan, scheduler=None) to have it all "
+        "the same"
+    )
 
 
 def _check_dtypes(program: Program, precision: str) -> None:

@@ -277,3 +277,14 @@ def test_a_model_of_another_precision(tmp_path: Path) -> None:
         "x is float16, expected float32 for precision fp32: load the model in float32 and capture "
         "it again"
     )
+
+
+def test_a_plan_found_with_another_scheduler(tmp_path: Path) -> None:
+    sched = small_schedule()
+    found = replace(sched, plan=replace(sched.plan, scheduler="DDIMScheduler"))
+    message = refused(
+        PlanError,
+        tmp_path,
+        lambda: compile_bundle(found, tmp_path / "b", sampler=EulerDiscreteScheduler()),
+    )
+    assert message.startswith("plan was found with DDIMScheduler, the sampler is EulerDiscrete")
