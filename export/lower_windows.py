@@ -106,5 +106,6 @@ def _inline(graph: fx.Graph, node: fx.Node, body: fx.GraphModule) -> None:
 
 def _adopt(graph: fx.Graph, constant: torch.Tensor) -> fx.Node:
     """Make a constant a weight of the graph's module, named after its content."""
-    name = constant_name(constant.shape, constant.contiguous().numpy().tobytes())
+    content = constant.contiguous().numpy()
+    name = constant_name(constant.shape, content.dtype.name.upper(), content.tobytes())
     return add_weight(graph, name, constant)

@@ -199,7 +199,7 @@ def _name_by_content(
 ) -> str:
     """Rename a constant after its content; where the graph has that one already, use it."""
     initializers = model.graph.initializers
-    name = constant_name(tensor.shape.numpy(), tensor.tobytes())
+    name = constant_name(tensor.shape.numpy(), tensor.dtype.name, tensor.tobytes())
     if name not in initializers:
         value.name = name
     elif initializers[name] is not value:

@@ -13,10 +13,11 @@ from ditc.runtime.errors import LoweringError
 __all__ = ["constant_name", "merge", "write_store"]
 
 
-def constant_name(shape: Iterable[int], content: bytes) -> str:
+def constant_name(shape: Iterable[int], dtype: str, content: bytes) -> str:
     """Return a name made from a constant's content, the same wherever the same is folded."""
     sizes = "x".join(str(size) for size in shape)
-    return f"constant_{sizes}_{hashlib.sha256(content).hexdigest()[:12]}"
+    digest = hashlib.sha256(dtype.encode() + content).hexdigest()
+    return f"constant_{sizes}_{digest[:12]}"
 
 
 def merge(parts: Iterable[Mapping[str, torch.Tensor]]) -> dict[str, torch.Tensor]:

@@ -22,6 +22,7 @@ from .keep_slots import window_call
 from .program import Program, Site
 from .remove_dead_code import RemoveDeadCode
 from .sites import region
+from .verify import verify
 from .window import Window
 
 __all__ = ["Halves", "Piece", "Pieces", "SitePieces", "cut"]
@@ -94,8 +95,8 @@ class Pieces:
         glue: what runs before each site, and behind the last.
         sites: the sites in the order in which they run.
         outputs: names of the nodes that the program returns.
-        halves: the same for half the batch; None where it isn't known how the batch runs through
-            the program, or where there are no halves.
+        halves: the same for half the batch; None where there are no halves, or where an operator
+            treats the batch in a way that isn't known, so that both halves always run.
     """
 
     glue: tuple[Piece, ...]
@@ -163,7 +164,8 @@ def _halved(piece: Piece, axes: dict[str, int]) -> Piece:
         if node.op == "call_function":
             batched.halve(node)
             infer([node])
-    run((), module)
+    verify(module)
+    module.recompile()
     for name, node in zip(piece.outputs, flat_outputs(graph), strict=True):
         if node in batched.axis:
             axes[name] = batched.axis[node]
@@ -235,5 +237,5 @@ def _piece(program: Program, nodes: Sequence[fx.Node], outputs: Sequence[str]) -
     by_name = {source.name: node for source, node in mapping.items()}
     graph.output(tuple(by_name[name] for name in outputs))
     module = fx.GraphModule(program.graph_module, graph)
-    run((), module)
+    verify(module)
     return Piece(module, tuple(node.name for node in inputs), tuple(outputs), multiply_adds(graph))

@@ -49,7 +49,7 @@ def pipeline(
         WindowAttention(where(Method.WA_RS, Method.WA_RS_ASC), windows),
         ShareCfg(
             where(Method.ASC, Method.WA_RS_ASC),
-            program.cfg or "cond-first",
+            program.cfg or "cond-first",  # without halves no site shares them
             program.latents.shape[0],
         ),
         ShareSteps(where(Method.AST)),

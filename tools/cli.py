@@ -83,8 +83,8 @@ def _add_search(commands: Commands) -> None:
     parser.add_argument(
         "--calibration", type=_positive, default=4, help="samples (4; demo only, else --call)"
     )
-    parser.add_argument("--guidance-scale", type=float, default=4.0)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--guidance-scale", type=float, default=4.0, help="(4.0)")
+    parser.add_argument("--seed", type=int, default=0, help="of latents and noise (0)")
     parser.add_argument("--call", default="{}", help="the pipeline's arguments as a JSON object")
     parser.set_defaults(run=_search)
 
@@ -119,7 +119,7 @@ def _add_run(commands: Commands) -> None:
     parser = commands.add_parser("run", help="generate with a bundle; needs no torch")
     parser.add_argument("bundle", type=Path)
     parser.add_argument("-o", "--out", type=Path, required=True, help=".png or .npy to write")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0, help="of latents and noise (0)")
     parser.add_argument("--guidance-scale", type=float, help="default: 4.0 where there is guidance")
     parser.add_argument(
         "--input",

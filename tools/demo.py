@@ -13,9 +13,10 @@ import torch
 from ditc.export import compile as compile_bundle
 from ditc.passes import Plan, Recording, Schedule, schedule, schedule_cost
 from ditc.runtime import Bundle
+from ditc.runtime.guidance import guide
 from ditc.runtime.sampler import SamplerState
 
-from .glyphs import CLASSES, NULL_CLASS, load_classifier
+from .glyphs import CLASSES, IMAGE_SIZE, NULL_CLASS, load_classifier
 from .images import comparison, to_bytes
 from .inspecting import bytes_by_part
 from .models import demo_recording
@@ -138,7 +139,8 @@ class EagerSampler:
 
     def __call__(self, label: int) -> Images:
         """Return the latents of one glyph."""
-        noise = np.random.default_rng(0).standard_normal((1, 1, 32, 32)).astype(np.float32)
+        shape = (1, 1, IMAGE_SIZE, IMAGE_SIZE)
+        noise = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
         latents = noise * self.table.init_noise_scale
         labels = torch.tensor([label, NULL_CLASS])
         state = SamplerState(self.table)
@@ -146,11 +148,11 @@ class EagerSampler:
             both = torch.from_numpy(np.concatenate([state.model_input(step, latents)] * 2))
             timestep = torch.full((2,), self.table.timesteps[step], dtype=torch.float32)
             with torch.no_grad():
-                cond, uncond = self.module(
+                velocity = self.module(
                     hidden_states=both, timestep=timestep, class_labels=labels
-                ).sample.chunk(2)
-            guided = (uncond + GUIDANCE_SCALE * (cond - uncond)).numpy()
-            latents = state.advance(step, latents, guided, None)
+                ).sample
+            guided = guide("cond-first", velocity.numpy(), GUIDANCE_SCALE, latents.shape)
+            latents = state.advance(step, latents, guided)
         return latents
 
 
