@@ -557,3 +557,27 @@ def test_bundle_moves_with_its_folder(tmp_path: Path) -> None:
 def test_slots_named_in_the_manifest_are_those_written(roots: dict[str, Path]) -> None:
     bundle, _ = null(roots["cond-first"])
     assert [slot.name for slot in bundle.manifest.slots] == [OUTPUT, RESIDUAL]
+
+
+@pytest.mark.parametrize("seed", [-1, 1.5, "one", None])
+def test_seeds_are_whole_numbers(roots: dict[str, Path], seed: Any) -> None:
+    with pytest.raises(EngineError, match=f"seed is {seed}, expected an integer of at least 0"):
+        opened(roots["cond-first"]).generate(seed=seed)
+
+
+@pytest.mark.parametrize("scale", ["4", np.ones(2)])
+def test_guidance_scales_are_numbers(roots: dict[str, Path], scale: Any) -> None:
+    with pytest.raises(EngineError, match="expected a finite number"):
+        opened(roots["cond-first"]).generate(guidance_scale=scale)
+
+
+def test_rows_of_several_lengths(roots: dict[str, Path]) -> None:
+    name = next(iter(RECORDED))
+    with pytest.raises(EngineError, match=f"input '{name}' is no array"):
+        opened(roots["cond-first"]).generate(**{name: [[1.0], [1.0, 2.0]]})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("threads", [-1, 0, 10**11])
+def test_a_count_of_threads_that_is_none(roots: dict[str, Path], threads: int) -> None:
+    with pytest.raises(EngineError, match=f"threads is {threads}, expected an integer from 1"):
+        Bundle.open(roots["cond-first"], threads=threads)

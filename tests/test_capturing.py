@@ -267,3 +267,45 @@ def test_writes_into_intermediate_values_are_kept() -> None:
         assert torch.equal(program(**kwargs), module(**kwargs))
     assert [site.name for site in program.sites] == ["attention", "block"]
     assert program.sites[1].eligible
+
+
+class Namesakes(nn.Module):
+    """Weights named as an argument and as the output."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.x = nn.Parameter(models.noise(16, 16))
+        self.sample = nn.Parameter(models.noise(16, 16, seed=1))
+
+    def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        return x @ self.x @ self.sample + t[:, None, None]
+
+
+def test_a_weight_named_as_an_argument() -> None:
+    module, kwargs = Namesakes(), models.plain_kwargs()
+    program = capture(module, kwargs)
+    assert [entry.name for entry in program.inputs] == ["x", "t"]
+    assert torch.equal(program(**kwargs), module(**kwargs))
+
+
+def test_an_output_named_as_an_argument() -> None:
+    class Echo(nn.Module):
+        def forward(self, sample: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+            return sample * t[:, None, None]
+
+    kwargs = models.plain_kwargs()
+    assert capture(Echo(), {"sample": kwargs["x"], "t": kwargs["t"]}).outputs == ("sample_out",)
+
+
+def test_a_timestep_that_is_not_there() -> None:
+    message = refusal(lambda: capture(models.small(), models.plain_kwargs(), timestep="sigma"))
+    assert message == ("0 of the inputs (x, t) are the timestep: state the one with timestep='...'")
+
+
+def test_latents_without_a_batch() -> None:
+    class Scale(nn.Module):
+        def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+            return x * t
+
+    scalars = {"x": torch.tensor(1.0), "t": torch.tensor(1.0)}
+    assert "has a batch of 1" in refusal(lambda: capture(Scale(), scalars, cfg="cond-first"))

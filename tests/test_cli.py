@@ -64,7 +64,7 @@ def test_usage_errors(capsys: Capture) -> None:
     assert "invalid choice: 'paint'" in misused(capsys, "paint")
     assert "required: --plan" in misused(capsys, "compile", "demo", "-o", "x")
     assert "0 is not at least 1" in misused(capsys, "bench", "x", "--rounds", "0")
-    assert "argument --seed: invalid int" in misused(capsys, "run", "x", "-o", "y", "--seed", "z")
+    assert "argument --seed: " in misused(capsys, "run", "x", "-o", "y", "--seed", "z")
 
 
 def test_compile_demo_says_what_came_of_it(capsys: Capture) -> None:
@@ -356,3 +356,30 @@ def test_a_bundle_is_used_without_torch(tmp_path: Path) -> None:
     missing = "ditc: torch is not installed: pip install 'ditc[compile]'"
     assert done.stderr.splitlines()[-2:] == [missing, missing]
     assert [path.name for path in tmp_path.iterdir()] == ["out.png"]
+
+
+def test_factories_that_fail(capsys: Capture, factory: Path) -> None:
+    code = 'number = 5\ndef broken():\n    raise RuntimeError("first\\nsecond")\n'
+    with (factory / "my_models.py").open("a") as file:
+        file.write(code)
+    for name, told in (
+        ("my_models:broken", "model my_models:broken: raised RuntimeError: first second"),
+        ("my_models:number", "'int' object is not callable"),
+        (".relative:make", "model .relative:make: can't be imported"),
+    ):
+        assert told in fails(capsys, "compile", name, "--plan", "plan.json", "-o", "bundle")
+
+
+def test_readers_that_leave_early() -> None:
+    code = "import sys; from ditc.tools.cli import main; sys.exit(main(sys.argv[1:]))"
+    command = [sys.executable, "-c", code, "inspect", str(small_bundle()), "--json"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as running:
+        assert running.stdout is not None
+        assert running.stderr is not None
+        running.stdout.close()
+        assert (running.stderr.read(), running.wait()) == (b"", 0)
+
+
+def test_names_that_no_file_can_have(capsys: Capture) -> None:
+    assert "File name too long" in fails(capsys, "inspect", "a" * 300)
+    assert "File name too long" in fails(capsys, "verify", "a" * 300)

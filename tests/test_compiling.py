@@ -6,7 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from diffusers import DDIMScheduler, EulerDiscreteScheduler
+from torch import nn
 
 from ditc.export import compile as compile_bundle
 from ditc.passes import Plan, Program, Window, capture, schedule
@@ -17,6 +19,7 @@ from ditc.runtime.weights import map_tensors
 from . import models
 from .compiled import arrays, planned, sampling_bundle, small_bundle, small_schedule, tiny_dit
 from .samples import sample
+from .test_capturing import Namesakes
 from .test_export_bundle import tree
 
 
@@ -288,3 +291,48 @@ def test_a_plan_found_with_another_scheduler(tmp_path: Path) -> None:
         lambda: compile_bundle(found, tmp_path / "b", sampler=EulerDiscreteScheduler()),
     )
     assert message.startswith("plan was found with DDIMScheduler, the sampler is EulerDiscrete")
+
+
+def test_a_timestep_that_no_input_takes(tmp_path: Path) -> None:
+    class Sigmas(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.denoiser = models.small()
+
+        def forward(self, x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+            return self.denoiser(x, sigma.float())
+
+    kwargs = models.plain_kwargs()
+    given = {"x": kwargs["x"], "sigma": torch.ones(4, dtype=torch.int64)}
+    for name, found, message in (
+        (None, DDIMScheduler(), r"none of the inputs (sigma) is named as the timestep"),
+        ("sigma", EulerDiscreteScheduler(), "sigma is int64, but EulerDiscreteScheduler has"),
+    ):
+        program = capture(Sigmas(), given, timestep=name)
+        sched = schedule(program, Plan.uniform(program, 4, "full"))
+        place = tmp_path / "bundle"
+        told = refused(
+            LoweringError, tmp_path, lambda s=sched, f=found: compile_bundle(s, place, sampler=f)
+        )
+        assert message in told
+
+
+def test_weights_named_as_input_and_output(tmp_path: Path) -> None:
+    module, kwargs = Namesakes(), models.plain_kwargs()
+    program = capture(module, kwargs)
+    path = compile_bundle(schedule(program, Plan.uniform(program, 1, "full")), tmp_path / "b")
+    found = Bundle.open(path, threads=1).step(0, x=kwargs["x"].numpy(), t=kwargs["t"].numpy())
+    with torch.no_grad():
+        assert np.allclose(found, module(**kwargs).numpy(), atol=1e-4)  # entries of some 10
+
+
+def test_a_scalar_timestep(tmp_path: Path) -> None:
+    class Scalar(nn.Module):
+        def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+            return x * t
+
+    x = models.noise(2, 5, 3)
+    program = capture(Scalar(), {"x": x, "t": torch.tensor(3)})
+    path = compile_bundle(schedule(program, Plan.uniform(program, 1, "full")), tmp_path / "b")
+    found = Bundle.open(path, threads=1).step(0, x=x.numpy(), t=np.int64(2))
+    assert np.array_equal(found, 2 * x.numpy())

@@ -230,3 +230,43 @@ def test_a_pipeline_without_a_scheduler() -> None:
     del pipe.scheduler
     with pytest.raises(CaptureError, match="Pipeline has no scheduler"):
         record(pipe)
+
+
+class Telling(Pipeline):
+    """Tells its denoiser a timestep of its own, and its scheduler something more."""
+
+    def __init__(self, told: float, **more: object) -> None:
+        super().__init__(guided(4.0))
+        self.transformer, self.scheduler = models.small(), Stepping()
+        self.told, self.more = told, more
+
+    def __call__(self) -> None:
+        x = models.noise(4, 25, 16)
+        out = self.transformer(x=x, t=torch.full((4,), self.told))
+        self.scheduler.step(self.mix(out), torch.tensor(750), x, **self.more)
+
+
+class Stepping:
+    def step(self, model_output, timestep, sample, eta=0.0, generator=None) -> None: ...
+
+
+def test_a_denoiser_told_the_schedulers_timestep() -> None:
+    assert record(Telling(750.0, eta=0.0, generator=object())).cfg == "cond-first"
+
+
+@pytest.mark.parametrize(
+    ("pipe", "message"),
+    [
+        (Telling(0.75), "tells its denoiser the timestep 0.75 where its scheduler has 750"),
+        (Telling(750.0, eta=1.0), r"Stepping.step with eta=1.0, .* expected 0.0"),
+    ],
+)
+def test_what_a_bundle_could_not_repeat(pipe: Telling, message: str) -> None:
+    with pytest.raises(CaptureError, match=message):
+        record(pipe)
+
+
+@pytest.mark.parametrize("scale", [0.5, 4.0])
+def test_guidance_of_another_sign_is_refused(scale: float) -> None:
+    with pytest.raises(CaptureError, match="such as turning its sign"):
+        record(Pipeline(lambda out: -guided(scale)(out)))

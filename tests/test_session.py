@@ -99,3 +99,14 @@ def test_a_refused_call_leaves_slots_alone() -> None:
 
 def test_outputs_need_no_gradient() -> None:
     assert not run(session("full"), 0).requires_grad
+
+
+def test_what_a_caller_gets_is_no_slot() -> None:
+    model = sample("stacked", "cond-first")
+    running = TorchSession(schedule(model.program, Plan.uniform(model.program, 3, "ast")))
+    first = running(0, **model.kwargs(0))
+    expected = first.clone()
+    for step in (1, 2):
+        first.zero_()
+        first = running(step, **model.kwargs(0))
+        assert torch.equal(first, expected)

@@ -18,20 +18,20 @@ GOLDEN = """\
 + slice_tensor = slice.Tensor(add, 0, 2, 4) [2, 25, 16]
 - linear_1 = linear(add, attentions_0_to_q_weight, attentions_0_to_q_bias) [4, 25, 16]
 + linear_1 = linear(slice_tensor, attentions_0_to_q_weight, attentions_0_to_q_bias) [2, 25, 16]
-- view = view(linear_1, [4, 25, 2, -1]) [4, 25, 2, 8]
-+ view = view(linear_1, [2, 25, 2, -1]) [2, 25, 2, 8]
+- view = reshape(linear_1, [4, 25, 2, -1]) [4, 25, 2, 8]
++ view = reshape(linear_1, [2, 25, 2, -1]) [2, 25, 2, 8]
 - transpose = transpose.int(view, 1, 2) [4, 2, 25, 8]
 + transpose = transpose.int(view, 1, 2) [2, 2, 25, 8]
 - linear_2 = linear(add, attentions_0_to_k_weight, attentions_0_to_k_bias) [4, 25, 16]
 + linear_2 = linear(slice_tensor, attentions_0_to_k_weight, attentions_0_to_k_bias) [2, 25, 16]
-- view_1 = view(linear_2, [4, 25, 2, -1]) [4, 25, 2, 8]
-+ view_1 = view(linear_2, [2, 25, 2, -1]) [2, 25, 2, 8]
+- view_1 = reshape(linear_2, [4, 25, 2, -1]) [4, 25, 2, 8]
++ view_1 = reshape(linear_2, [2, 25, 2, -1]) [2, 25, 2, 8]
 - transpose_1 = transpose.int(view_1, 1, 2) [4, 2, 25, 8]
 + transpose_1 = transpose.int(view_1, 1, 2) [2, 2, 25, 8]
 - linear_3 = linear(add, attentions_0_to_v_weight, attentions_0_to_v_bias) [4, 25, 16]
 + linear_3 = linear(slice_tensor, attentions_0_to_v_weight, attentions_0_to_v_bias) [2, 25, 16]
-- view_2 = view(linear_3, [4, 25, 2, -1]) [4, 25, 2, 8]
-+ view_2 = view(linear_3, [2, 25, 2, -1]) [2, 25, 2, 8]
+- view_2 = reshape(linear_3, [4, 25, 2, -1]) [4, 25, 2, 8]
++ view_2 = reshape(linear_3, [2, 25, 2, -1]) [2, 25, 2, 8]
 - transpose_2 = transpose.int(view_2, 1, 2) [4, 2, 25, 8]
 + transpose_2 = transpose.int(view_2, 1, 2) [2, 2, 25, 8]
 - scaled_dot_product_attention = scaled_dot_product_attention(transpose, transpose_1, \
@@ -176,3 +176,66 @@ def test_a_second_run_changes_nothing(name: str) -> None:
     assert changed == {"share-cfg": len(sites)}
     assert share.rewrite(module.graph) == 0
     assert str(module.graph) == before
+
+
+class Folded(nn.Module):
+    """Attention along one of two token axes, the other one merged with the batch."""
+
+    def __init__(self, order: tuple[int, ...]) -> None:
+        super().__init__()
+        self.attention = models.SdpaAttention(16, 2)
+        self.order = order
+
+    def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        grid = (x * t[:, None, None]).unflatten(1, (5, 5)).permute(*self.order, 3)
+        out = self.attention(grid.flatten(0, 1)).unflatten(0, grid.shape[:2])
+        back = [self.order.index(axis) for axis in range(3)]
+        return x + out.permute(*back, 3).flatten(1, 2)
+
+
+def twins(seed: int) -> models.Kwargs:
+    """Return arguments with equal halves, of which sharing makes nothing else."""
+    return {
+        name: torch.cat([value.chunk(2)[0]] * 2)  # type: ignore[attr-defined]
+        for name, value in models.plain_kwargs(seed).items()
+    }
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (0, 2, 1)])
+def test_axes_merged_behind_the_batch(order: tuple[int, ...]) -> None:
+    module = models.randomised(Folded(order))
+    program = capture(module, twins(0), cfg="uncond-first")
+    session = TorchSession(schedule(program, Plan.uniform(program, 2, "asc")))
+    for step in range(2):
+        with torch.no_grad():
+            assert torch.equal(session(step, **twins(step)), module(**twins(step)))
+
+
+@pytest.mark.parametrize("order", [(1, 0, 2), (2, 0, 1)])
+def test_axes_merged_in_front_of_the_batch_are_refused(order: tuple[int, ...]) -> None:
+    program = capture(models.randomised(Folded(order)), twins(0), cfg="uncond-first")
+    sched = schedule(program, Plan.uniform(program, 2, "asc"))
+    with pytest.raises(PassError, match="doesn't hold the halves outermost on its first axis"):
+        _ = sched.buckets[1].graph_module
+
+
+class Rotated(models.SdpaAttention):
+    """A table of angles that is expanded to the batch."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        table = torch.arange(x.shape[1]).cos()[None, :, None].expand(x.shape[0], -1, 1)
+        query, key, value = (
+            (layer(x) * table).unflatten(2, (self.heads, -1)).transpose(1, 2)
+            for layer in (self.to_q, self.to_k, self.to_v)
+        )
+        out = nn.functional.scaled_dot_product_attention(query, key, value)
+        return self.to_out(out.transpose(1, 2).flatten(2))
+
+
+def test_constants_expanded_to_the_batch() -> None:
+    module = models.randomised(models.PlainDenoiser(Rotated, layers=1))
+    program = capture(module, twins(0), cfg="cond-first")
+    session = TorchSession(schedule(program, Plan.uniform(program, 2, "asc")))
+    for step in range(2):
+        with torch.no_grad():
+            assert torch.allclose(session(step, **twins(step)), module(**twins(step)), atol=1e-6)

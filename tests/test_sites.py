@@ -246,3 +246,31 @@ def test_names_stay_unique_where_modules_are_shared() -> None:
     program = capture(block, models.plain_kwargs(), cfg="cond-first")
     names = [site.name for site in program.sites]
     assert len(set(names)) == len(names) == 2
+
+
+class Behind(models.SdpaAttention):
+    """Softmax from the right: columns of the scores weigh the values."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        query, key, value = self.to_q(x), self.to_k(x), self.to_v(x)
+        weights = (query @ key.transpose(1, 2)).softmax(-1)
+        return self.to_out((value.transpose(1, 2) @ weights).transpose(1, 2))
+
+
+def test_weights_on_the_right_are_no_attention() -> None:
+    module = models.randomised(models.PlainDenoiser(Behind, layers=1))
+    assert capture(module, models.plain_kwargs()).sites == ()
+
+
+def test_heads_behind_one_projection_of_all_three() -> None:
+    class Packed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.attention = nn.MultiheadAttention(16, 2)
+
+        def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+            x = (x * t[:, None, None]).transpose(0, 1)
+            return self.attention(x, x, x)[0]
+
+    (site,) = capture(models.randomised(Packed()), models.plain_kwargs()).sites
+    assert (site.tokens, site.heads, site.head_dim) == (25, 2, 8)

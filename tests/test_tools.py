@@ -3,6 +3,7 @@
 import io
 import statistics
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -177,22 +178,30 @@ REPORT = demo.Report(
     bundle_bytes={"weights": 8_000_000, "graphs": 250_000, "other": 9_000},
     buckets=6,
     samples=36,
+    threads=2,
 )
 
 
 def test_the_lines_of_a_report() -> None:
     text = "\n".join(demo.lines(REPORT))
     for part in (
-        "attention multiply-adds         100.0%        25.0%",
-        "whole-model multiply-adds       100.0%        50.0%",
-        "time per image                   90 ms        60 ms",
-        "eager PyTorch                   120 ms",
-        "glyphs read as asked            100.0%        97.5%",
-        "speedup 1.50x, predicted from multiply-adds 2.00x (75% of it)",
-        "PSNR 25.0 dB, SSIM 0.988 against uncompressed, over 36 images",
+        "attention multiply-adds left         100.0%        25.0%",
+        "whole-model multiply-adds left       100.0%        50.0%",
+        "time per image, ditc                  90 ms        60 ms",
+        "time per image, eager PyTorch        120 ms",
+        "glyphs read as asked                 100.0%        97.5%",
+        "speedup 1.50x, the median of 1 rounds in turn, of 2.00x that the multiply-adds promise",
+        "one image at a time, 2 threads",
+        "PSNR 25.0 dB, SSIM 0.988 against the uncompressed images, over 36 of them",
         "bundle: weights 8.00 MB, graphs 0.25 MB, other 0.01 MB, 6 buckets",
     ):
         assert part in text
+    assert "busy" not in text
+
+
+def test_a_busy_machine_is_said() -> None:
+    busy = {**REPORT.per_image, "compressed": timing([60.0, 200.0, 61.0, 190.0])}
+    assert "the machine was busy" in "\n".join(demo.lines(replace(REPORT, per_image=busy)))
 
 
 def test_the_eager_sampler_makes_what_the_engine_makes() -> None:

@@ -1,8 +1,9 @@
 """window-attention: attention(q, k, v)   becomes   window_attention(q, k, v) + lookup(R)."""
 
 import torch
+from torch import nn
 
-from ditc.passes import Window
+from ditc.passes import Plan, TorchSession, Window, capture, schedule
 from ditc.passes.remove_dead_code import RemoveDeadCode
 from ditc.passes.verify import verify_values
 from ditc.passes.window_attention import WindowAttention
@@ -82,3 +83,26 @@ def test_a_second_run_changes_nothing() -> None:
         residuals = [torch.zeros(4, 3, 25, 8)] * 3
         out = module(*program.bind(models.dit_kwargs()), *residuals)
     assert out[0].shape == (4, 3, 10, 10)
+
+
+class InPlace(nn.Module):
+    """A sum in place, for which export decomposes the model: views, that want strides, appear."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = models.SdpaAttention(16, 2)
+
+    def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        x = x * t[:, None, None]
+        x += self.attention(x)
+        return x
+
+
+def test_windows_in_a_model_that_adds_in_place() -> None:
+    module = models.randomised(InPlace())
+    program = capture(module, models.plain_kwargs())
+    session = TorchSession(schedule(program, Plan.uniform(program, 2, "wa-rs")))
+    for step in range(2):  # equal inputs: window plus residual is full attention
+        with torch.no_grad():
+            expected = module(**models.plain_kwargs())
+        assert torch.allclose(session(step, **models.plain_kwargs()), expected, atol=1e-6)

@@ -14,7 +14,7 @@ __all__ = ["diff", "explain"]
 
 
 def diff(first: Path, second: Path, *, as_json: bool = False) -> None:
-    """Print how two plans differ, cell by cell and in predicted multiply-adds.
+    """Print how two plans differ, cell by cell and in the multiply-adds they leave.
 
     Raises:
         PlanError: if one can't be read, or they have other steps or sites.
@@ -31,23 +31,25 @@ def diff(first: Path, second: Path, *, as_json: bool = False) -> None:
         for site in before.sites
         if (old := before.method(step, site)) != (new := after.method(step, site))
     ]
-    costs = {str(path): _predicted(plan) for path, plan in ((first, before), (second, after))}
+    shares = [_left(plan) for plan in (before, after)]
     if as_json:
-        sys.stdout.write(json.dumps({"cells": changes, "multiply_adds": costs}) + "\n")
+        sys.stdout.write(json.dumps({"cells": changes, "multiply_adds_left": shares}) + "\n")
         return
     for change in changes:
         sys.stdout.write("step {step:>4}  {site}: {from} -> {to}\n".format(**change))
     total = before.steps * len(before.sites)
-    old_cost, new_cost = _predicted(before), _predicted(after)
     sys.stdout.write(
-        f"{len(changes)} of {total} cells differ; {old_cost / 1e9:.2f} G multiply-adds a "
-        f"generation become {new_cost / 1e9:.2f} G ({new_cost / old_cost - 1:+.1%})\n"
+        f"{len(changes)} of {total} cells differ; {shares[0]:.1%} of the model's multiply-adds "
+        f"left become {shares[1]:.1%} ({shares[1] / shares[0] - 1:+.1%})\n"
     )
 
 
-def _predicted(plan: Plan) -> int:
-    """Return the multiply-adds of a generation by a plan, without those of residuals kept."""
-    return sum(
+def _left(plan: Plan) -> float:
+    """Return the share of a generation's multiply-adds that a plan leaves, residuals aside.
+
+    A share, as plans may have been made with batches of different sizes.
+    """
+    computed = sum(
         plan.cost.rest
         + sum(
             cost.of(plan.method(step, name), plan.windows[name])
@@ -55,6 +57,7 @@ def _predicted(plan: Plan) -> int:
         )
         for step in range(plan.steps)
     )
+    return computed / (plan.cost.full * plan.steps)
 
 
 def explain(path: Path, step: int, site: str) -> None:

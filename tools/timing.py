@@ -24,6 +24,11 @@ class Timing:
     high_ms: float
     rounds_ms: tuple[float, ...]
 
+    @property
+    def spread(self) -> float:
+        """How many times the first quartile the third one is; near 1 on an idle machine."""
+        return self.high_ms / self.low_ms
+
     def ratio_to(self, other: "Timing") -> float:
         """Return how many times as long the other takes: the median of ratios round by round."""
         pairs = zip(other.rounds_ms, self.rounds_ms, strict=True)
@@ -31,7 +36,10 @@ class Timing:
 
 
 def in_turn(
-    callables: Mapping[str, Callable[[], object]], rounds: int, warm_up: int = 1
+    callables: Mapping[str, Callable[[], object]],
+    rounds: int,
+    warm_up: int = 1,
+    after_round: Callable[[], object] | None = None,
 ) -> dict[str, Timing]:
     """Run callables in turn, round after round, and return each one's timing by name."""
     for _ in range(warm_up):
@@ -43,6 +51,8 @@ def in_turn(
             started = time.perf_counter()
             run()
             taken[name].append((time.perf_counter() - started) * 1e3)
+        if after_round is not None:
+            after_round()
     return {name: timing(values) for name, values in taken.items()}
 
 

@@ -1,0 +1,94 @@
+"""`ditc diff` and `ditc inspect --why`."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from ditc.passes import Method, Origin, Plan
+from ditc.runtime.errors import PlanError
+from ditc.tools.comparing import diff, explain
+
+from .samples import sample
+
+SITE = "transformer_blocks.0.attn1"
+
+
+def saved(path: Path, plan: Plan) -> Path:
+    plan.save(path)
+    return path
+
+
+def full() -> Plan:
+    return Plan.uniform(sample("dit", "cond-first").program, 3, "full")
+
+
+def test_a_plan_that_leaves_less_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    changed = full().replace(1, SITE, "ast")
+    diff(saved(tmp_path / "a", full()), saved(tmp_path / "b", changed))
+    site = changed.cost.sites[SITE].full / (changed.cost.full * 3)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == f"step    1  {SITE}: full -> ast"
+    assert lines[1] == (
+        f"1 of 9 cells differ; 100.0% of the model's multiply-adds left become {1 - site:.1%} "
+        f"({-site:+.1%})"
+    )
+
+
+def test_costs_of_other_batches_are_compared_as_shares(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = full()
+    twice = replace(
+        plan.cost,
+        rest=plan.cost.rest * 2,
+        sites={
+            name: replace(cost, projections=cost.projections * 2, attention=cost.attention * 2)
+            for name, cost in plan.cost.sites.items()
+        },
+    )
+    larger = replace(plan.replace(2, SITE, "ast"), cost=twice)
+    diff(saved(tmp_path / "a", plan), saved(tmp_path / "b", larger), as_json=True)
+    record = json.loads(capsys.readouterr().out)
+    assert record["cells"] == [{"step": 2, "site": SITE, "from": "full", "to": "ast"}]
+    before, after = record["multiply_adds_left"]
+    assert before == 1.0
+    assert after == pytest.approx(1 - plan.cost.sites[SITE].full / (plan.cost.full * 3))
+
+
+def test_plans_that_cannot_be_compared(tmp_path: Path) -> None:
+    longer = Plan.uniform(sample("dit", "cond-first").program, 4, "full")
+    with pytest.raises(PlanError, match=r"has 3 steps, .* has 4"):
+        diff(saved(tmp_path / "a", full()), saved(tmp_path / "b", longer))
+    other = Plan.uniform(sample("pixart", "cond-first").program, 3, "full")
+    with pytest.raises(PlanError, match="speak of other sites"):
+        diff(saved(tmp_path / "a", full()), saved(tmp_path / "b", other))
+
+
+def test_why_a_cell_is_what_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    losses = {SITE: {Method.AST: 0.5, Method.WA_RS_ASC: 0.02}}
+    found = replace(
+        full().replace(1, SITE, "wa-rs+asc"),
+        origin=Origin("greedy", 0.3, "relative", 0, 2, "0.1.0"),
+        losses=({}, losses, {}),
+    )
+    path = saved(tmp_path / "plan.json", found)
+    explain(path, 1, SITE)
+    out = capsys.readouterr().out
+    assert "greedy search, threshold 0.3 x 1 of 3 sites = 0.1" in out
+    assert "ast        loss 0.5, 0.0% of full: not under it" in out
+    assert "wa-rs+asc  loss 0.02" in out
+    assert out.rstrip().endswith("under it, taken")
+    explain(path, 2, SITE)
+    assert "no candidate was good enough" in capsys.readouterr().out
+    explain(path, 0, SITE)
+    assert "step 0 is never compressed" in capsys.readouterr().out
+
+
+def test_a_cell_that_is_not_there(tmp_path: Path) -> None:
+    path = saved(tmp_path / "plan.json", full())
+    with pytest.raises(PlanError, match="step 3: the plan has steps 0 to 2"):
+        explain(path, 3, SITE)
+    with pytest.raises(PlanError, match="site nowhere: the plan has"):
+        explain(path, 1, "nowhere")
