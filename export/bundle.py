@@ -85,7 +85,7 @@ def _listed(path: Path) -> set[str] | None:
     """Return the files that belong to the bundle of this manifest, None if it is no manifest."""
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     if not isinstance(record, dict) or record.get("format") != FORMAT:
         return None

@@ -22,6 +22,7 @@ from ditc.runtime.manifest import (
     OutputInfo,
     SlotInfo,
 )
+from ditc.runtime.sampler import SamplerTable
 
 from .bundle import records, staged
 from .onnx import Lowered, lower, save
@@ -70,6 +71,8 @@ def compile(  # noqa: A001 (the contract's name)
     _check_dtypes(sched.program, precision)
     _check_scheduler(sched.plan, sampler)
     table = None if sampler is None else sampler_table(sampler, sched.steps)
+    if table is not None:
+        _check_timestep(sched.program, table)
     place = Path(out_dir)
     with staged(place) as folder:
         lowered = _lowered(sched, progress or (lambda: None))
@@ -114,7 +117,29 @@ def _check_scheduler(plan: Plan, sampler: object) -> None:
     )
 
 
+def _check_timestep(program: Program, table: SamplerTable) -> None:
+    """Refuse a sampler whose timesteps the program would never be told, or told rounded."""
+    given = next((entry for entry in program.inputs if entry.role == "timestep"), None)
+    conditions = [entry.name for entry in program.inputs if entry.role == "condition"]
+    if given is None and conditions:
+        raise LoweringError(
+            f"none of the inputs ({', '.join(conditions)}) is named as the timestep, which would "
+            "stay the same in all steps: state it with capture(..., timestep='...')"
+        )
+    broken = [number for number in table.timesteps if not number.is_integer()]
+    if given is not None and not given.dtype.is_floating_point and broken:
+        raise LoweringError(
+            f"input {given.name} is {_dtype(given.dtype)}, but {table.scheduler} has the timestep "
+            f"{broken[0]:g}: capture with a timestep of torch.float32"
+        )
+
+
 def _check_dtypes(program: Program, precision: str) -> None:
+    if program.latents.dtype != torch.float32:
+        raise LoweringError(
+            f"{program.latents.name} is {_dtype(program.latents.dtype)}, expected float32 for "
+            f"precision {precision}: load the model in float32 and capture it again"
+        )
     graph = program.graph_module.graph
     for node in (*graph.find_nodes(op="placeholder"), *graph.find_nodes(op="get_attr")):
         dtype = node.meta["val"].dtype

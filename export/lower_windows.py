@@ -16,7 +16,7 @@ from ditc.passes.remove_dead_code import RemoveDeadCode
 from ditc.passes.window import Window
 
 from .blocks import blocked_window_attention
-from .weights import constant_name
+from .fold_constants import add_constant
 
 __all__ = ["LowerWindows"]
 
@@ -95,17 +95,10 @@ def _inline(graph: fx.Graph, node: fx.Node, body: fx.GraphModule) -> None:
             if inner.op == "placeholder":
                 mapping[inner] = next(arguments)
             elif inner.op == "get_attr":
-                mapping[inner] = _adopt(graph, weight(body, str(inner.target)))
+                mapping[inner] = add_constant(graph, weight(body, str(inner.target)))
             elif inner.op == "call_function":
                 mapping[inner] = graph.node_copy(inner, mapping.__getitem__)
                 infer([mapping[inner]])
     (result,) = flat_outputs(body.graph)
     node.replace_all_uses_with(mapping[result])
     graph.erase_node(node)
-
-
-def _adopt(graph: fx.Graph, constant: torch.Tensor) -> fx.Node:
-    """Make a constant a weight of the graph's module, named after its content."""
-    content = constant.contiguous().numpy()
-    name = constant_name(constant.shape, content.dtype.name.upper(), content.tobytes())
-    return add_weight(graph, name, constant)

@@ -20,6 +20,7 @@ from ditc.runtime.errors import LoweringError
 
 from .drop_squeezes import DropSqueezes
 from .expand_masks import ExpandMasks
+from .fold_constants import FoldConstants
 from .lower_windows import LowerWindows
 from .transpose_weights import TransposeWeights
 from .weights import constant_name
@@ -30,7 +31,14 @@ OPSET = 23
 """First opset with `Attention`, which engines have dedicated kernels for."""
 INLINE_BYTES = 1024
 """Constants up to this size stay in the graph's file."""
-PIPELINE = (LowerWindows(), DropSqueezes(), ExpandMasks(), TransposeWeights(), RemoveDeadCode())
+PIPELINE = (
+    FoldConstants(),
+    LowerWindows(),
+    DropSqueezes(),
+    ExpandMasks(),
+    TransposeWeights(),
+    RemoveDeadCode(),
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,9 +63,10 @@ def lower(bucket: Bucket) -> Lowered:
     module = copy_module(bucket.graph_module)
     run(PIPELINE, module)
     model = _translate(bucket, module)
-    _name(bucket, model)
+    weights = _weights(module, model)
+    renamed = _name(bucket, model)
     _strip(model)
-    return Lowered(model, _weights(module, model))
+    return Lowered(model, {renamed.get(name, name): value for name, value in weights.items()})
 
 
 def save(lowered: Lowered, path: Path, store: str, placed: Mapping[str, tuple[int, int]]) -> None:
@@ -136,25 +145,30 @@ def _quiet() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _name(bucket: Bucket, model: onnx_ir.Model) -> None:
-    """Name inputs and outputs: the program's own, then slots."""
+def _name(bucket: Bucket, model: onnx_ir.Model) -> dict[str, str]:
+    """Name inputs and outputs: the program's own, then slots. Return weights' names that change."""
     program = bucket.program
     inputs = [entry.name for entry in program.inputs] + [slot.name for slot in bucket.reads]
     outputs = [*program.outputs, *(slot.name for slot in bucket.writes)]
-    _free(model, {*inputs, *outputs})
+    renamed = _free(model, {*inputs, *outputs})
     for value, name in zip(model.graph.inputs, inputs, strict=True):
         value.name = name
     for value, name in zip(model.graph.outputs, outputs, strict=True):
         value.name = name
     model.graph.name = "denoiser"
+    return renamed
 
 
-def _free(model: onnx_ir.Model, names: set[str]) -> None:
+def _free(model: onnx_ir.Model, names: set[str]) -> dict[str, str]:
     """Rename inner values that have a name which an input or output is to get."""
+    renamed = {name: f"{name}_weight" for name in model.graph.initializers if name in names}
+    for name, new in renamed.items():
+        model.graph.initializers[name].name = new
     for node in model.graph.all_nodes():
         for value in node.outputs:
             if value.name in names:
                 value.name = f"{value.name}_inner"
+    return renamed
 
 
 def _strip(model: onnx_ir.Model) -> None:

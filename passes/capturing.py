@@ -1,6 +1,6 @@
 """Capture a denoiser: module and arguments → aten graph, inputs, sites."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Set
 
 import torch
 from torch import fx
@@ -24,6 +24,9 @@ from .sites import find_sites
 __all__ = ["capture", "unlift"]
 
 LATENTS = ("hidden_states", "sample", "latents", "x")
+VIEW = torch.ops.aten.view.default
+RESHAPE: Callable[..., object] = torch.ops.aten.reshape.default
+"""In the place of a view, which asks for strides: passes keep values, not strides."""
 TIMESTEP = ("timestep", "timesteps", "time", "t")
 
 
@@ -59,11 +62,12 @@ def capture(
     roles = _Roles(latents, timestep)
     inputs = tuple(_input(node, paths, roles) for node in _placeholders(graph_module.graph))
     _check_roles(inputs, cfg)
+    _check_timestep(inputs, timestep)
     tensors = dict(flatten(kwargs))
     return Program(
         graph_module=graph_module,
         inputs=inputs,
-        outputs=_output_names(exported),
+        outputs=_output_names(exported, {entry.name for entry in inputs}),
         sites=find_sites(graph_module.graph),
         cfg=cfg,
         identity=Identity.of(module),
@@ -127,16 +131,26 @@ def unlift(exported: torch.export.ExportedProgram) -> fx.GraphModule:
     graph = fx.Graph()
     mapping: dict[fx.Node, fx.Node] = {}
     weights: dict[str, torch.Tensor] = {}
+    placeholders = [node for node in exported.graph.nodes if node.op == "placeholder"]
+    for node in sorted(placeholders, key=lambda node: _is_weight(specs[node.name])):
+        _copy_input(exported, graph, node, specs[node.name], mapping, weights)
     for node in exported.graph.nodes:
         if node.op == "placeholder":
-            _copy_input(exported, graph, node, specs[node.name], mapping, weights)
-        elif node.op == "output":
+            continue
+        if node.op == "output":
             graph.output(_user_outputs(exported, node, mapping))
         elif node.op == "call_function":
             mapping[node] = graph.node_copy(node, mapping.__getitem__)
+            if node.target is VIEW:
+                mapping[node].target = RESHAPE
         else:
             raise CaptureError(f"node {node.name}: {node.op} has no counterpart at inference")
     return fx.GraphModule(weights, graph)
+
+
+def _is_weight(spec: InputSpec) -> bool:
+    """Inputs are copied first, so that they keep their names where a weight has the same one."""
+    return spec.kind is not InputKind.USER_INPUT
 
 
 def _copy_input(
@@ -182,8 +196,17 @@ def _user_outputs(
     return tuple(outputs)
 
 
-def _output_names(exported: torch.export.ExportedProgram) -> tuple[str, ...]:
-    """Name outputs after the structure the module returns; one without a name is `sample`."""
+def _output_names(exported: torch.export.ExportedProgram, taken: Set[str]) -> tuple[str, ...]:
+    """Name outputs after the structure the module returns; one without a name is `sample`.
+
+    Engines want other names for outputs than for inputs: where both would have one, the output's
+    gets `_out` behind it.
+    """
+    names = _names_in(exported)
+    return tuple(f"{name}_out" if name in taken else name for name in names)
+
+
+def _names_in(exported: torch.export.ExportedProgram) -> tuple[str, ...]:
     spec = exported.call_spec.out_spec
     tree = pytree.tree_unflatten(list(range(spec.num_leaves)), spec)
     if isinstance(tree, Mapping) and len(tree) == spec.num_leaves:
@@ -223,10 +246,19 @@ def _check_roles(inputs: tuple[Input, ...], cfg: CfgLayout | None) -> None:
         )
     if cfg not in (None, "cond-first", "uncond-first"):
         raise CaptureError(f"cfg is {cfg!r}, expected 'cond-first', 'uncond-first' or None")
-    batch = latents[0].shape[0]
+    batch = latents[0].shape[0] if latents[0].shape else 1
     if cfg is not None and batch % 2:
         raise CaptureError(
             f"cfg is {cfg}, but {latents[0].name} has a batch of {batch}: pass both halves"
+        )
+
+
+def _check_timestep(inputs: tuple[Input, ...], stated: str | None) -> None:
+    found = sum(entry.role == "timestep" for entry in inputs)
+    if found > 1 or (stated and not found):
+        names = ", ".join(entry.name for entry in inputs)
+        raise CaptureError(
+            f"{found} of the inputs ({names}) are the timestep: state the one with timestep='...'"
         )
 
 

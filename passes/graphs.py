@@ -1,6 +1,8 @@
 """Small functions over FX graphs that passes share."""
 
-from collections.abc import Callable, Iterable
+import logging
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import fx
@@ -107,11 +109,22 @@ def infer(nodes: Iterable[fx.Node]) -> None:
             continue
         args, kwargs = fx.map_arg((node.args, node.kwargs), lambda arg: arg.meta["val"])
         try:
-            with fake_mode(node.graph):
+            with fake_mode(node.graph), _silent():
                 node.meta["val"] = node.target(*args, **kwargs)
         except (RuntimeError, ValueError, TypeError, IndexError) as error:
             first = str(error).splitlines()[0]
             raise PassError(f"node {node.name} ({node.target}): {first}") from error
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Keep torch from logging the traceback of what is raised as one line."""
+    logger = logging.getLogger("torch._subclasses.fake_tensor")
+    was, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = was
 
 
 def call(graph: fx.Graph, target: Callable[..., object], *args: object) -> fx.Node:

@@ -1,5 +1,6 @@
 """Halve the batch of a region of a graph: follow the batch axis, fix sizes written into nodes."""
 
+import math
 import operator
 from collections.abc import Sequence
 
@@ -12,7 +13,7 @@ from .attention import WINDOW_ATTENTION
 from .graphs import shape_of
 from .operators import CASTS, LINEAR, MATMUL, SDPA, SOFTMAX, is_pointwise
 
-__all__ = ["BatchAxes"]
+__all__ = ["BatchAxes", "batch_axes"]
 
 aten = torch.ops.aten
 
@@ -52,6 +53,10 @@ REDUCING = (aten.mean.dim, aten.sum.dim_IntList, aten.linalg_vector_norm.default
 DROPS_AXIS = (aten.select.int, aten.unbind.int)
 
 
+class _UnknownError(PassError):
+    """It isn't known how an operator treats the batch."""
+
+
 class BatchAxes:
     """Where the batch axis lies in the values of a region, node after node.
 
@@ -68,7 +73,7 @@ class BatchAxes:
         Raises:
             PassError: if the operator is one whose treatment of the batch isn't known.
         """
-        known = [arg for arg in node.all_input_nodes if arg in self.axis]
+        known = self._known(node)
         if not known:
             return
         axis = self.axis[known[0]]
@@ -76,47 +81,56 @@ class BatchAxes:
             self.axis[node] = _halve_view(node, axis)
         elif node.target is aten.expand.default:
             self.axis[node] = _halve_expand(node, axis)
-        elif node.target in (aten.transpose.int, aten.permute.default):
-            self.axis[node] = _permuted(node, axis)
-        elif node.target in (aten.unsqueeze.default, aten.squeeze.dim):
-            self.axis[node] = _shifted(node, axis)
-        elif node.target is aten.flatten.using_ints:
-            self.axis[node] = _flattened(node, axis)
-        elif node.target is aten.unflatten.int:
-            self.axis[node] = _unflattened(node, axis)
-        elif node.target is aten.stack.default:
-            at = _axis(node.args[1] if len(node.args) > 1 else 0, len(shape_of(node)))
-            self.axis[node] = axis + (at <= axis)
-        elif node.target is aten.embedding.default:
-            self.axis[node] = axis
-        elif node.target is aten.einsum.default:
-            self.axis[node] = self._contracted(node)
-        elif node.target in REDUCING:
-            self.axis[node] = _reduced(node, axis)
-        elif node.target in ON_AXIS:
-            self.axis[node] = _along(node, axis)
-        elif node.target is operator.getitem:
-            self.axis[node] = axis
-        elif node.target in KEEPING:
-            self.axis[node] = _kept(node, axis)
-        elif is_pointwise(node) or node.target is aten.expand_as.default:
-            self.axis[node] = self._broadcast(node, known)
         else:
-            raise PassError(
-                f"node {node.name}: it isn't known how {node.target} treats the batch, so the "
-                "site can't share across CFG: use a method without asc there"
-            )
+            self.axis[node] = self._after(node, axis, known)
 
-    def _contracted(self, node: fx.Node) -> int:
-        """Follow the batch's letter through an einsum; it has to survive into the result."""
-        equation = node.args[0]
-        assert isinstance(equation, str)
-        left, arrow, result = equation.replace(" ", "").partition("->")
-        terms = zip(left.split(","), node.all_input_nodes, strict=False)
-        letters = {term[self.axis[arg]] for term, arg in terms if arg in self.axis}
-        if not arrow or "." in equation or len(letters) != 1 or not letters <= set(result):
-            raise PassError(f"node {node.name}: the batch can't be followed through {equation!r}")
-        return result.index(letters.pop())
+    def follow(self, node: fx.Node, batch: int) -> None:
+        """Find the batch axis of a node's value from its arguments' and leave the node as it is.
+
+        Raises:
+            PassError: if the batch can't be told from other axes in the value.
+        """
+        known = self._known(node)
+        if not known:
+            return
+        axis = self.axis[known[0]]
+        if node.target in SIZED:
+            self.axis[node] = _viewed(node, axis, batch)
+        elif node.target is aten.expand.default:
+            self.axis[node] = axis + len(shape_of(node)) - len(shape_of(known[0]))
+        else:
+            self.axis[node] = self._after(node, axis, known)
+
+    def _known(self, node: fx.Node) -> list[fx.Node]:
+        return [arg for arg in node.all_input_nodes if arg in self.axis]
+
+    def _after(self, node: fx.Node, axis: int, known: list[fx.Node]) -> int:
+        """Return the batch axis behind an operator into which no sizes are written."""
+        if node.target in (aten.transpose.int, aten.permute.default):
+            return _permuted(node, axis)
+        if node.target in (aten.unsqueeze.default, aten.squeeze.dim):
+            return _shifted(node, axis)
+        if node.target is aten.flatten.using_ints:
+            return _flattened(node, axis)
+        if node.target is aten.unflatten.int:
+            return _unflattened(node, axis)
+        if node.target is aten.stack.default:
+            at = _axis(node.args[1] if len(node.args) > 1 else 0, len(shape_of(node)))
+            return axis + (at <= axis)
+        if node.target in REDUCING:
+            return _reduced(node, axis)
+        if node.target in ON_AXIS:
+            return _along(node, axis)
+        if node.target is operator.getitem:
+            return axis
+        if node.target in KEEPING:
+            return _kept(node, axis)
+        if is_pointwise(node) or node.target is aten.expand_as.default:
+            return self._broadcast(node, known)
+        raise _UnknownError(
+            f"node {node.name}: it isn't known how {node.target} treats the batch, so the "
+            "site can't share across CFG: use a method without asc there"
+        )
 
     def _broadcast(self, node: fx.Node, known: list[fx.Node]) -> int:
         """Axes align from the right; every batched argument has to agree."""
@@ -125,6 +139,57 @@ class BatchAxes:
         if len(axes) != 1:
             raise PassError(f"node {node.name}: its arguments have the batch on different axes")
         return axes.pop()
+
+
+def batch_axes(graph: fx.Graph, sources: Sequence[fx.Node], batch: int) -> dict[fx.Node, int]:
+    """Return on which axis the values of a graph hold the batch, outermost where it is merged.
+
+    A value is left out where the batch is lost among other axes. Of operators that aren't known,
+    as convolutions, those are taken to keep the batch first that keep the size of the first axis.
+
+    Args:
+        graph: the whole graph.
+        sources: its inputs that have the batch first.
+        batch: its size.
+    """
+    axes = BatchAxes(sources)
+    lost: set[fx.Node] = set()
+    for node in graph.nodes:
+        if node.op != "call_function":
+            continue
+        if any(arg in lost for arg in node.all_input_nodes):
+            lost.add(node)
+            continue
+        try:
+            axes.follow(node, batch)
+        except _UnknownError:
+            known = [arg for arg in node.all_input_nodes if arg in axes.axis]
+            if _keeps_first(node, known, axes, batch):
+                axes.axis[node] = 0
+            else:
+                lost.add(node)
+        except PassError:
+            lost.add(node)
+    return axes.axis
+
+
+def _keeps_first(node: fx.Node, known: list[fx.Node], axes: BatchAxes, batch: int) -> bool:
+    value = node.meta.get("val")
+    if not isinstance(value, torch.Tensor) or value.dim() == 0 or any(axes.axis[a] for a in known):
+        return False
+    if node.target is aten.repeat_interleave.self_int:
+        return True
+    return value.shape[0] in {batch, *(shape_of(arg)[0] for arg in known)}
+
+
+def _viewed(node: fx.Node, axis: int, batch: int) -> int:
+    """Find the axis that begins where the batch's did and holds it whole."""
+    before = math.prod(shape_of(node.all_input_nodes[0])[:axis])
+    shape = shape_of(node)
+    for at, size in enumerate(shape):
+        if math.prod(shape[:at]) == before and size % batch == 0:
+            return at
+    raise PassError(f"node {node.name}: the batch is lost among other axes")
 
 
 def _kept(node: fx.Node, axis: int) -> int:

@@ -1,7 +1,6 @@
 """Read plan files, trusting nothing in them."""
 
 import json
-import math
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -186,8 +185,8 @@ def _scale(value: object) -> float | None:
 def _number(value: object, where: str) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise PlanError(f"{where}: expected a number, found {_kind(value)}")
-    if not math.isfinite(value) or abs(value) > MAX_NUMBER:
-        raise PlanError(f"{where}: {value} is out of range")
+    if not -MAX_NUMBER <= value <= MAX_NUMBER:
+        raise PlanError(f"{where}: expected a number up to {MAX_NUMBER:g}, found a larger one")
     return float(value)
 
 

@@ -11,7 +11,7 @@ from torch.utils import _pytree as pytree
 
 from ditc.runtime.errors import CaptureError
 
-from .capturing import capture
+from .capturing import TIMESTEP, capture
 from .program import CfgLayout, Program
 
 __all__ = ["Recording", "record"]
@@ -36,6 +36,9 @@ class Recording:
     def capture(self) -> Program:
         """Capture the denoiser with the arguments recorded."""
         return capture(self.module, self.kwargs, self.cfg)
+
+
+NO_MATTER = ("generator", "return_dict")
 
 
 class _Stop(BaseException):
@@ -82,8 +85,9 @@ def record(
 class _Recorder:
     """Stands in for denoiser and scheduler step; tells halves apart by what reaches the step.
 
-    The denoiser's stand-in returns ones in the first half of the batch and zeros in the second.
-    Guidance makes of them `s` where the first half is conditional, `1 − s` where it is not.
+    The denoiser's stand-in returns ones in the first half of the batch, zeros and ones by turns in
+    the second. Where halves differ guidance makes `s` of them if the first is conditional, `1 − s`
+    if it is not; where both are one it leaves one, or the pipeline does more than guide.
     """
 
     def __init__(self, module: torch.nn.Module, scheduler: object) -> None:
@@ -95,6 +99,7 @@ class _Recorder:
 
     @contextmanager
     def installed(self) -> Iterator[None]:
+        self._signature = inspect.signature(getattr(self.scheduler, "step"))  # noqa: B009
         with (
             _replaced(self.module, "forward", self._denoise(self.module.forward)),
             _replaced(self.scheduler, "step", self._step),
@@ -121,32 +126,74 @@ class _Recorder:
         self.batch = leaf.shape[0]
         return _marks(leaf)
 
-    def _step(self, model_output: torch.Tensor, *_: object, **__: object) -> NoReturn:
+    def _step(self, model_output: torch.Tensor, *args: object, **kwargs: object) -> NoReturn:
         self.guided = model_output
+        given = self._signature.bind(model_output, *args, **kwargs).arguments
+        for name, value in given.items():
+            default = self._signature.parameters[name].default
+            if default is not inspect.Parameter.empty and name not in NO_MATTER:
+                _check_default(type(self.scheduler).__name__, name, value, default)
+        self._check_timestep(given.get("timestep"))
         raise _Stop
+
+    def _check_timestep(self, stepped: object) -> None:
+        """Refuse a denoiser that is told another timestep than the scheduler's own."""
+        told = [value for name, value in (self.kwargs or {}).items() if name in TIMESTEP]
+        if len(told) != 1 or not isinstance(told[0], torch.Tensor):
+            return
+        if not isinstance(stepped, torch.Tensor | int | float):
+            return
+        expected, found = float(stepped), told[0].double().flatten()
+        if (found - expected).abs().max().item() > 1e-3 * max(1.0, abs(expected)) + 1.0:
+            raise CaptureError(
+                f"the pipeline tells its denoiser the timestep {found[0].item():g} where its "
+                f"scheduler has {expected:g}, but a bundle tells it the scheduler's: wrap the "
+                "denoiser in a module that takes those"
+            )
 
     def layout(self) -> CfgLayout | None:
         """Return the layout that the pipeline's guidance shows, None if it leaves marks alone."""
         if self.guided is None or self.batch < 2:
             return None
         guided = self.guided.double()
-        if guided.shape[0] == self.batch and torch.equal(guided, _marks(guided)):
+        if guided.shape[0] == self.batch and _is_unmixed(guided):
             return None
-        weight = guided.mean().item()
-        mixed = (guided - weight).abs().max().item() <= 1e-6 * max(1.0, abs(weight))
+        ones = (guided - 1).abs() <= 1e-6
+        weights = guided[~ones]
+        weight = weights.mean().item() if weights.numel() else 1.0
+        mixed = ones.any() or guided[0].numel() == 1
+        mixed = mixed and bool(((weights - weight).abs() <= 1e-6 * max(1.0, abs(weight))).all())
         if not mixed or 0.0 <= weight <= 1.0:
             raise CaptureError(
-                "the pipeline mixes the halves of its batch in a way that guidance with a scale "
-                "above 1 doesn't: state the layout with cfg='cond-first' or 'uncond-first'"
+                "the pipeline does with its denoiser's output what guidance with a scale above 1 "
+                "doesn't, such as turning its sign: wrap the denoiser in a module that does it, or "
+                "state the layout with cfg='cond-first' or 'uncond-first'"
             )
         return "cond-first" if weight > 1 else "uncond-first"
 
 
 def _marks(like: torch.Tensor) -> torch.Tensor:
-    """Return ones in the first half of the batch and zeros in the second."""
-    marks = torch.zeros_like(like)
+    """Return ones in the first half of the batch, in the second zeros and ones by turns."""
+    marks = torch.zeros(like.shape[0], like[0].numel(), dtype=like.dtype, device=like.device)
     marks[: like.shape[0] // 2] = 1
-    return marks
+    marks[:, 1::2] = 1
+    return marks.reshape(like.shape)
+
+
+def _is_unmixed(guided: torch.Tensor) -> bool:
+    """Whether marks are as they were made, but for their order."""
+    half = guided.shape[0] // 2
+    binary = ((guided == 0) | (guided == 1)).all()
+    return bool(binary and (guided[:half] == 1).all() and (guided[half:] == 0).any())
+
+
+def _check_default(scheduler: str, name: str, value: object, default: object) -> None:
+    if value is default or (isinstance(value, int | float | str) and value == default):
+        return
+    raise CaptureError(
+        f"the pipeline calls {scheduler}.step with {name}={value!r}, which a bundle's sampler "
+        f"doesn't know of, expected {default!r}: leave it out of the pipeline's arguments"
+    )
 
 
 def _named(

@@ -48,7 +48,10 @@ class TorchSession:
         for slot, value in zip(bucket.writes, values[count:], strict=True):
             self._slots[slot.name] = value
             self._written[slot.name] = step
-        return program.unflatten(values[:count])
+        held = {_storage(value) for value in self._slots.values()}
+        return program.unflatten(
+            tuple(value.clone() if _storage(value) in held else value for value in values[:count])
+        )
 
     def reset(self) -> None:
         """Forget all slots: the next step has to be step 0."""
@@ -65,3 +68,8 @@ class TorchSession:
                     f"step {step} reads slot {slot.name} as step {needed} leaves it, which hasn't "
                     "run: run the steps in order, starting at 0"
                 )
+
+
+def _storage(value: torch.Tensor) -> int:
+    """Return what tells whether two tensors share memory: callers may write to what they get."""
+    return value.untyped_storage().data_ptr()

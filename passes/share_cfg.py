@@ -10,7 +10,7 @@ from ditc.runtime.errors import PassError
 
 from .base import Pass
 from .graphs import SLOT, call, infer
-from .halving import BatchAxes
+from .halving import BatchAxes, batch_axes
 from .program import CfgLayout, Site
 from .sites import region
 
@@ -41,9 +41,10 @@ class ShareCfg(Pass):
 
     def rewrite(self, graph: fx.Graph) -> int:
         """Halve sites and return how many."""
-        return sum(self._halve(graph, site) for site in self.sites)
+        layout = _Layout(graph, self.batch)
+        return sum(self._halve(graph, site, layout) for site in self.sites)
 
-    def _halve(self, graph: fx.Graph, site: Site) -> int:
+    def _halve(self, graph: fx.Graph, site: Site, layout: "_Layout") -> int:
         inside = region(graph, site.projections, site.exits)
         members = set(inside)
         sources = dict.fromkeys(
@@ -51,10 +52,8 @@ class ShareCfg(Pass):
         )
         if not inside or any(source.meta.get(HALF) for source in sources):
             return 0
-        batched = _batched(graph, self.batch)
-        halves = {
-            source: self._conditional(graph, source) for source in sources if source in batched
-        }
+        batched = [source for source in sources if layout.has_halves(site, source)]
+        halves = {source: self._conditional(graph, source) for source in batched}
         axes = BatchAxes(tuple(halves.values()))
         for node in inside:
             for entry, half in halves.items():
@@ -70,7 +69,7 @@ class ShareCfg(Pass):
                     f"site {site.name}: {node.name} doesn't hold the halves on its first axis: "
                     "use a method without asc there"
                 )
-            _repeat(graph, node, outside)
+            layout.add(_repeat(graph, node, outside))
         return 1
 
     def _conditional(self, graph: fx.Graph, entry: fx.Node) -> fx.Node:
@@ -83,11 +82,12 @@ class ShareCfg(Pass):
         return half
 
 
-def _repeat(graph: fx.Graph, node: fx.Node, users: list[fx.Node]) -> None:
+def _repeat(graph: fx.Graph, node: fx.Node, users: list[fx.Node]) -> fx.Node:
     with graph.inserting_after(node):
         both = call(graph, aten.cat.default, [node, node])
     for user in users:
         user.replace_input_with(node, both)
+    return both
 
 
 def _first_computed_after(graph: fx.Graph, entry: fx.Node) -> fx.Node:
@@ -98,24 +98,63 @@ def _first_computed_after(graph: fx.Graph, entry: fx.Node) -> fx.Node:
     return computed
 
 
-def _batched(graph: fx.Graph, batch: int) -> set[fx.Node]:
-    """Return the values that hold both halves on their first axis."""
-    dependent: set[fx.Node] = set()
-    for node in graph.nodes:
-        if node.op == "placeholder":
-            shape = node.meta["val"].shape
-            if SLOT in node.meta or (len(shape) > 0 and shape[0] == batch):
-                dependent.add(node)
-        elif any(arg in dependent for arg in node.all_input_nodes):
-            dependent.add(node)
-    dependent.update(_unread_biases(graph))
-    return {node for node in dependent if _splits(node, batch)}
+class _Layout:
+    """Where the values of a graph hold the batch, as they were before any site was halved."""
+
+    def __init__(self, graph: fx.Graph, batch: int) -> None:
+        self._batch = batch
+        inputs = [node for node in graph.find_nodes(op="placeholder") if _is_batched(node, batch)]
+        self._axes = batch_axes(graph, inputs, batch)
+        self._constants = {*_unread_biases(graph), *_expanded(graph)}
+        self._dependent = set(inputs)
+        for node in graph.nodes:
+            if any(arg in self._dependent for arg in node.all_input_nodes):
+                self._dependent.add(node)
+
+    def add(self, node: fx.Node) -> None:
+        """Note a new value that holds both halves on its first axis."""
+        self._axes[node] = 0
+        self._dependent.add(node)
+
+    def has_halves(self, site: Site, source: fx.Node) -> bool:
+        """Return whether what enters a site holds both halves on its first axis.
+
+        Raises:
+            PassError: if it holds them elsewhere, or where can't be seen.
+        """
+        if source not in self._dependent:
+            return source in self._constants and _splits(source, self._batch)
+        axis = self._axes.get(source)
+        if axis is None and not _splits(source, self._batch):
+            return False
+        if axis != 0:
+            raise PassError(
+                f"site {site.name}: {source.name} doesn't hold the halves outermost on its first "
+                "axis: use a method without asc there"
+            )
+        return True
+
+
+def _is_batched(node: fx.Node, batch: int) -> bool:
+    shape = node.meta["val"].shape
+    return SLOT in node.meta or (len(shape) > 0 and shape[0] == batch)
 
 
 def _unread_biases(graph: fx.Graph) -> set[fx.Node]:
     """Return the empty tensors that `baddbmm` with beta 0 is given; their shape still counts."""
     products = [node for node in graph.nodes if node.target is aten.baddbmm.default]
     return {node.all_input_nodes[0] for node in products if node.kwargs.get("beta") == 0}
+
+
+def _expanded(graph: fx.Graph) -> list[fx.Node]:
+    """Return values expanded along their first axis: its entries are equal, so are its halves."""
+    nodes = graph.find_nodes(op="call_function", target=aten.expand.default)
+    return [node for node in nodes if _was_one(node)]
+
+
+def _was_one(node: fx.Node) -> bool:
+    before, after = node.all_input_nodes[0].meta["val"].shape, node.meta["val"].shape
+    return len(after) > 0 and (len(before) < len(after) or before[0] == 1)
 
 
 def _splits(node: fx.Node, batch: int) -> bool:

@@ -1,5 +1,6 @@
 """Find attention sites in a graph: by operators and data flow, never by class names."""
 
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
@@ -75,6 +76,8 @@ def _written_out(node: fx.Node) -> _Core | None:
         return None
     product = _only_user(node, (*CASTS, aten.clone.default))
     if product is None or product.target not in MATMUL:
+        return None
+    if _through(product.args[0], (*CASTS, aten.clone.default)) is not node:
         return None
     return _scored(product, scores)
 
@@ -188,7 +191,8 @@ def _heads(core: _Core, batch: list[int]) -> int:
     if len(batch) >= 2:
         return batch[-1]
     for node in _projections(core.query):
-        return shape_of(node)[-1] // shape_of(core.query)[-1]
+        rows = math.prod(shape_of(activation_of(node))[:-1])
+        return math.prod(shape_of(core.query)[:-1]) // rows
     return 1
 
 

@@ -20,6 +20,7 @@ from .weights import map_tensors
 __all__ = ["DEFAULT_GUIDANCE_SCALE", "Bundle", "Callback"]
 
 DEFAULT_GUIDANCE_SCALE = 4.0
+SCALARS = (int, float, np.number)
 Callback = Callable[[int, int, Latents], None]
 
 
@@ -134,7 +135,7 @@ class Bundle:
         scale = self._guidance_scale(guidance_scale)
         full = condition(self.manifest, self._recorded, conditioning, negative or {})
         shape = latents_shape(self.manifest, model_latents)
-        draw = np.random.default_rng(seed)
+        draw = _generator(seed)
         x = _initial_latents(draw, table, shape, latents)
         given = None if noise is None else _as_float32("noise", noise, (table.steps, *shape))
         state = SamplerState(table)
@@ -160,7 +161,7 @@ class Bundle:
         return outputs
 
     def _check_inputs(self, k: int, arrays: Mapping[str, npt.ArrayLike]) -> dict[str, Array]:
-        if k not in range(self.steps):
+        if not isinstance(k, int | np.integer) or k not in range(self.steps):
             raise EngineError(f"there is no step {k}, expected one of 0 to {self.steps - 1}")
         names = [info.name for info in self.manifest.inputs]
         check_names("input", arrays, names)
@@ -187,7 +188,7 @@ class Bundle:
             return 1.0
         if scale is None:
             return DEFAULT_GUIDANCE_SCALE
-        if not np.isfinite(scale):
+        if np.ndim(scale) or not isinstance(scale, SCALARS) or not np.isfinite(scale):
             raise EngineError(f"guidance_scale is {scale}, expected a finite number")
         return float(scale)
 
@@ -202,6 +203,12 @@ class Bundle:
             if info.role == "timestep":
                 inputs[info.name] = np.full(info.shape, timestep, info.dtype)
         return inputs
+
+
+def _generator(seed: int) -> np.random.Generator:
+    if not isinstance(seed, int | np.integer) or seed < 0:
+        raise EngineError(f"seed is {seed}, expected an integer of at least 0")
+    return np.random.default_rng(int(seed))
 
 
 def _check_target(manifest: Manifest) -> None:

@@ -7,7 +7,7 @@ import numpy.typing as npt
 
 from .engine import Array
 from .errors import EngineError
-from .inputs import check_array, check_names
+from .inputs import as_array, check_array, check_names
 from .manifest import InputInfo, Manifest
 
 __all__ = ["Latents", "condition", "guide", "join", "latents_shape", "split"]
@@ -98,8 +98,8 @@ def _fill(
     half = _half_shape(manifest, info)
     if name in negative and half is None:
         raise EngineError(f"negative {name!r} was given, but {name!r} has no halves; give it whole")
-    value = given.get(name)
-    if value is not None and np.shape(value) == info.shape:
+    value = None if given.get(name) is None else as_array(name, given[name])
+    if value is not None and value.shape == info.shape:
         if name in negative:
             raise EngineError(f"{name!r} was given in full, so negative {name!r} has no place")
         return check_array(info, value)
@@ -107,7 +107,7 @@ def _fill(
         return recorded if value is None else check_array(info, value)
     conditional, unconditional = split(manifest.cfg, recorded)
     if value is not None:
-        _check_either(name, np.shape(value), info.shape, half)
+        _check_either(name, value.shape, info.shape, half)
         conditional = check_array(info, value, half)
     if name in negative:
         unconditional = check_array(info, negative[name], half)

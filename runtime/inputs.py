@@ -9,7 +9,7 @@ import numpy.typing as npt
 from .engine import Array
 from .errors import EngineError
 
-__all__ = ["check_array", "check_finite", "check_names"]
+__all__ = ["as_array", "check_array", "check_finite", "check_names"]
 
 KINDS = {"f": "float", "i": "integer", "u": "integer", "b": "bool"}
 
@@ -34,6 +34,14 @@ def check_names(what: str, given: Iterable[str], expected: Iterable[str]) -> Non
             raise EngineError(f"unknown {what} {name!r}, expected {listed}")
 
 
+def as_array(name: str, value: npt.ArrayLike) -> Array:
+    """Return `value` as an array, or raise EngineError if its rows differ in length."""
+    try:
+        return np.asarray(value)
+    except ValueError as error:
+        raise EngineError(f"input {name!r} is no array: {error}") from error
+
+
 def check_array(info: _Tensor, value: npt.ArrayLike, shape: tuple[int, ...] | None = None) -> Array:
     """Return `value` as a C-contiguous array of the input's dtype and shape.
 
@@ -47,7 +55,7 @@ def check_array(info: _Tensor, value: npt.ArrayLike, shape: tuple[int, ...] | No
     Raises:
         EngineError: if kind, shape or range don't fit, or a float isn't finite.
     """
-    found = np.asarray(value)
+    found = as_array(info.name, value)
     dtype = np.dtype(info.dtype)
     expected = info.shape if shape is None else shape
     if KINDS.get(found.dtype.kind) != KINDS[dtype.kind]:
@@ -58,7 +66,7 @@ def check_array(info: _Tensor, value: npt.ArrayLike, shape: tuple[int, ...] | No
         raise EngineError(f"input {info.name!r} has shape {found.shape}, expected {expected}")
     check_finite(f"input {info.name!r}", found)
     with np.errstate(over="ignore"):
-        cast = np.ascontiguousarray(found, dtype)
+        cast = np.asarray(found, dtype, order="C")  # ascontiguousarray gives scalars an axis
     if dtype.kind in "iu" and not np.array_equal(cast, found):
         raise EngineError(f"input {info.name!r} holds integers beyond {info.dtype}")
     check_finite(f"input {info.name!r} as {info.dtype}", cast)

@@ -37,6 +37,7 @@ DEVICES = {
     "DmlExecutionProvider": "dml",
 }
 FATAL_ONLY = 4
+MAX_THREADS = 4096
 
 
 @dataclass(frozen=True)
@@ -105,6 +106,7 @@ class OrtBackend:
         options = ort.SessionOptions()
         options.log_severity_level = FATAL_ONLY  # errors come as exceptions
         if self.threads is not None:
+            _check_threads(self.threads)
             options.intra_op_num_threads = self.threads
         entries = {
             "session.model_external_initializers_file_folder_path": str(root),
@@ -206,6 +208,11 @@ def _check_providers(ort: ModuleType, providers: Sequence[str]) -> None:
                 f"the provider {provider!r} isn't in this ONNX Runtime {ort.__version__}, which "
                 f"has {', '.join(available)}; {way}"
             )
+
+
+def _check_threads(threads: int) -> None:
+    if not isinstance(threads, int) or not 1 <= threads <= MAX_THREADS:
+        raise EngineError(f"threads is {threads}, expected an integer from 1 to {MAX_THREADS}")
 
 
 def _allocate_slots(ort: ModuleType, manifest: Manifest, device: str) -> dict[str, "OrtValue"]:

@@ -383,3 +383,17 @@ def test_readers_that_leave_early() -> None:
 def test_names_that_no_file_can_have(capsys: Capture) -> None:
     assert "File name too long" in fails(capsys, "inspect", "a" * 300)
     assert "File name too long" in fails(capsys, "verify", "a" * 300)
+
+
+def test_a_request_to_end_cleans_up() -> None:
+    code = (
+        "import os, signal, sys\n"
+        "from ditc.tools import cli\n"
+        "def run(_):\n"
+        "    try: os.kill(os.getpid(), signal.SIGTERM); signal.pause()\n"
+        "    finally: print('cleaned up')\n"
+        "cli._verify = run\n"
+        "sys.exit(cli.main(['verify', 'x']))\n"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (found.stdout, found.stderr, found.returncode) == ("cleaned up\n", "", 143)

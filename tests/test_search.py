@@ -137,3 +137,11 @@ def test_threshold_has_to_be_positive(threshold: float) -> None:
     table = sampler_table(FlowMatchEulerDiscreteScheduler(), 2)
     with pytest.raises(PlanError, match="expected a positive number"):
         greedy(model.program, table, threshold)
+
+
+@pytest.mark.parametrize("scale", [float("nan"), float("inf"), 1e39])
+def test_guidance_that_leads_nowhere(scale: float) -> None:
+    """A plan with such numbers in it could be written and never read."""
+    table = sampler_table(FlowMatchEulerDiscreteScheduler(), 3)
+    with pytest.raises(PlanError, match=r"expected a finite number|numbers that aren't finite"):
+        greedy(sample("dit", "cond-first").program, table, 0.1, guidance_scale=scale)

@@ -4,11 +4,15 @@ Exit codes: 0 done, 1 the input is at fault (one line on standard error), 2 usag
 """
 
 import argparse
+import os
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import TypeAlias
+from typing import NoReturn, TypeAlias
 
 from ditc.runtime.errors import DitcError
 
@@ -19,9 +23,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
     options = _parser().parse_args(arguments)
     try:
-        options.run(options)
+        with _terminable():
+            options.run(options)
+        sys.stdout.flush()
     except DitcError as error:
-        sys.stderr.write(f"ditc: {error}\n")
+        sys.stderr.write(f"ditc: {_line(error)}\n")
         return 1
     except ImportError as error:
         sys.stderr.write(f"ditc: {_missing(error)}\n")
@@ -29,9 +35,34 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         sys.stderr.write("ditc: interrupted\n")
         return 130
-    except BrokenPipeError:
-        sys.stderr.close()
+    except BrokenPipeError:  # whoever read has gone: nothing is written at exit either
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        sys.stderr.write(f"ditc: {_line(error)}\n")
+        return 1
     return 0
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """Let a request to end, as from a job scheduler, clean up like an error does."""
+
+    def stop(*_: object) -> NoReturn:
+        raise SystemExit(128 + signal.SIGTERM)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield  # signals are the main thread's
+        return
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _line(error: Exception) -> str:
+    """Return a message as one line: engines and operating systems write several."""
+    return " ".join(line.strip() for line in str(error).splitlines())
 
 
 def _missing(error: ImportError) -> str:
@@ -84,7 +115,7 @@ def _add_search(commands: Commands) -> None:
         "--calibration", type=_positive, default=4, help="samples (4; demo only, else --call)"
     )
     parser.add_argument("--guidance-scale", type=float, default=4.0, help="(4.0)")
-    parser.add_argument("--seed", type=int, default=0, help="of latents and noise (0)")
+    parser.add_argument("--seed", type=_seed, default=0, help="of latents and noise (0)")
     parser.add_argument("--call", default="{}", help="the pipeline's arguments as a JSON object")
     parser.set_defaults(run=_search)
 
@@ -119,7 +150,7 @@ def _add_run(commands: Commands) -> None:
     parser = commands.add_parser("run", help="generate with a bundle; needs no torch")
     parser.add_argument("bundle", type=Path)
     parser.add_argument("-o", "--out", type=Path, required=True, help=".png or .npy to write")
-    parser.add_argument("--seed", type=int, default=0, help="of latents and noise (0)")
+    parser.add_argument("--seed", type=_seed, default=0, help="of latents and noise (0)")
     parser.add_argument("--guidance-scale", type=float, help="default: 4.0 where there is guidance")
     parser.add_argument(
         "--input",
@@ -182,6 +213,13 @@ def _add_engine_options(parser: argparse.ArgumentParser) -> None:
         "--provider", action="append", help="ONNX Runtime provider, CPUExecutionProvider if none"
     )
     parser.add_argument("--threads", type=_positive, help="threads within an operator")
+
+
+def _seed(text: str) -> int:
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"{value} is below 0")
+    return value
 
 
 def _positive(text: str) -> int:

@@ -69,9 +69,14 @@ def _from_factory(name: str) -> Recording:
         sys.path.insert(0, str(Path.cwd()))
     try:
         factory = getattr(importlib.import_module(module_name), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
+    except Exception as error:  # whatever the user's code ran into
         raise DitcError(f"model {name}: can't be imported: {error}") from error
-    made = factory()
+    try:
+        made = factory()
+    except DitcError:
+        raise
+    except Exception as error:
+        raise DitcError(f"model {name}: raised {type(error).__name__}: {error}") from error
     if not isinstance(made, Recording):
         raise DitcError(
             f"model {name}: the factory returned {type(made).__name__}, expected a "

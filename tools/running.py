@@ -35,6 +35,8 @@ def generate(options: argparse.Namespace) -> None:
     out: Path = options.out
     if out.suffix not in (".png", ".npy"):
         raise DitcError(f"--out {out}: expected a name that ends in .png or .npy")
+    if out.is_dir() or not out.parent.is_dir():
+        raise DitcError(f"--out {out}: can't be written: expected a file in a folder that is there")
     bundle = open_bundle(options)
     with progress("generate", bundle.steps) as advance:
         latents = bundle.generate(
@@ -81,9 +83,12 @@ def verify(options: argparse.Namespace) -> None:
 def example_inputs(manifest: Manifest) -> dict[str, Numbers]:
     """Return inputs of a bundle's shapes: seeded noise, and zeros where integers are wanted."""
     generator = np.random.default_rng(0)
+    timestep = manifest.sampler.timesteps[0] if manifest.sampler else 1.0
     inputs: dict[str, Numbers] = {}
     for entry in manifest.inputs:
-        if np.issubdtype(np.dtype(entry.dtype), np.floating):
+        if entry.role == "timestep":  # a real one: models take logarithms and roots of it
+            inputs[entry.name] = np.full(entry.shape, timestep, entry.dtype)
+        elif np.issubdtype(np.dtype(entry.dtype), np.floating):
             inputs[entry.name] = generator.standard_normal(entry.shape).astype(entry.dtype)
         else:
             inputs[entry.name] = np.zeros(entry.shape, entry.dtype)
@@ -101,6 +106,13 @@ def _arrays(option: str, given: Iterable[str], manifest: Manifest) -> dict[str, 
     return dict(_array(option, text, dtypes) for text in given)
 
 
+def _load(path: str) -> Numbers:
+    found = np.load(path, allow_pickle=False)
+    if not isinstance(found, np.ndarray):
+        raise ValueError(f"{path} is an archive, expected one array")
+    return found
+
+
 def _array(option: str, text: str, dtypes: Mapping[str, str]) -> tuple[str, Numbers]:
     """Parse `name=1,2,3` or `name=file.npy`."""
     name, equals, values = text.partition("=")
@@ -109,10 +121,11 @@ def _array(option: str, text: str, dtypes: Mapping[str, str]) -> tuple[str, Numb
         raise DitcError(f"{option} {text}: expected NAME=VALUES, with a name of {known}")
     try:
         if values.endswith(".npy"):
-            return name, np.load(values, allow_pickle=False)
+            return name, _load(values)
         numbers = [float(value) for value in values.split(",")]
-        array = np.array(numbers).astype(dtypes[name])
-    except (OSError, ValueError) as error:
+        with np.errstate(invalid="ignore"):  # compared below
+            array = np.array(numbers).astype(dtypes[name])
+    except (OSError, ValueError, EOFError) as error:
         raise DitcError(f"{option} {name}: {error}") from error
     if not np.array_equal(array, numbers):
         raise DitcError(f"{option} {name}: {values} doesn't fit {dtypes[name]}")

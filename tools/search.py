@@ -48,10 +48,13 @@ def greedy(
         on_step: called after each step with where the search is.
 
     Raises:
-        PlanError: if the threshold is no positive number or nothing is eligible.
+        PlanError: if threshold or guidance scale are no numbers for it, nothing is eligible, or
+            the model returns numbers that aren't finite.
     """
     if not (np.isfinite(threshold) and threshold > 0):
         raise PlanError(f"threshold is {threshold}, expected a positive number")
+    if not np.isfinite(guidance_scale):
+        raise PlanError(f"guidance scale is {guidance_scale}, expected a finite number")
     plan = Plan.uniform(program, table.steps, Method.FULL, scheduler=table.scheduler)
     chosen = dict(plan.windows) if windows is None else dict(windows)
     if not chosen:

@@ -1,6 +1,7 @@
 """`ditc search`: a model and a threshold in, a plan out; stopped, it goes on where it was."""
 
 import argparse
+import hashlib
 import json
 import sys
 from collections.abc import Mapping
@@ -77,6 +78,7 @@ def _arguments(
         "model": program.identity.model,
         "config_sha256": program.identity.config_sha256,
         "inputs": [[entry.name, list(entry.shape)] for entry in program.inputs],
+        "tensors_sha256": _digest(program),
         "cfg": program.cfg,
         "sampler": table.to_json(),
         "metric": METRIC,
@@ -84,6 +86,18 @@ def _arguments(
         "guidance_scale": options.guidance_scale,
         "seed": options.seed,
     }
+
+
+def _digest(program: Program) -> str:
+    """Return the SHA-256 of the weights and of the conditioning that a search runs with."""
+    digest = hashlib.sha256()
+    conditions = {entry.name for entry in program.inputs if entry.role == "condition"}
+    weights = program.graph_module.state_dict()
+    for name, value in (*weights.items(), *program.example.items()):
+        if name in conditions or name in weights:
+            digest.update(name.encode())
+            digest.update(value.detach().cpu().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def _summary(out: Path, found: Found) -> str:

@@ -6,12 +6,14 @@ values in front of its site; the run of one that is accepted is the next base; t
 step itself. Of a half of the batch that another run has had, what that one made is taken.
 """
 
+import math
 from collections.abc import Mapping
 
 import torch
 
 from ditc.passes import Losses, Method, Program, Window, multiply_adds, site_cost
 from ditc.passes.pieces import Halves, Piece, Pieces, SitePieces
+from ditc.runtime.errors import PlanError
 
 from .decisions import CANDIDATES, Decided, relative_loss, threshold_of
 
@@ -78,6 +80,7 @@ class StepSearch:
                 run = self._try(number, candidate, {**base, **forms.exits(candidate)}, runs)
                 runs[candidate] = run
                 losses[candidate] = relative_loss(reference, run[name])
+                _check_loss(step, part.site.name, losses[candidate])
                 self._count_plain({**decided, part.site.name: candidate})
                 if losses[candidate] < limit:
                     method, base = candidate, run
@@ -222,3 +225,11 @@ def _needed_behind(pieces: Pieces) -> list[set[str]]:
         names.update(part.site.exits)
         needs.append(names)
     return needs[::-1]
+
+
+def _check_loss(step: int, site: str, loss: float) -> None:
+    if not math.isfinite(loss):
+        raise PlanError(
+            f"step {step}, site {site}: the model returns numbers that aren't finite: search with "
+            "a smaller guidance scale, or a sampler that suits the model"
+        )
