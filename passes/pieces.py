@@ -118,13 +118,18 @@ def cut(program: Program, windows: Mapping[str, Window]) -> Pieces:
     if len(taken) != sum(len(inside) for inside in insides):
         raise PassError("sites overlap: a node belongs to two of them")
     runs: list[list[fx.Node]] = [[] for _ in range(len(sites) + 1)]
-    ends = {site.exits[-1]: number for number, site in enumerate(sites)}
+    behind = {name: number + 1 for number, site in enumerate(sites) for name in site.exits}
+    left = {number + 1: len(site.exits) for number, site in enumerate(sites)}
+    place: dict[fx.Node, int] = {}
     current = 0
     for node in graph.nodes:
+        place[node] = max([current, *(place[arg] for arg in node.all_input_nodes)])
         if node.op == "call_function" and node not in taken:
-            runs[current].append(node)
-        if node.name in ends:
-            current = ends[node.name] + 1
+            runs[place[node]].append(node)
+        if node.name in behind:  # of several exits the last ends the site
+            place[node] = behind[node.name]
+            left[place[node]] -= 1
+            current = current if left[place[node]] else place[node]
     glue = tuple(_piece(program, nodes, _used_elsewhere(nodes)) for nodes in runs)
     parts = tuple(
         _site_pieces(program, site, inside, windows[site.name])

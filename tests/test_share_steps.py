@@ -12,6 +12,7 @@ from .golden import changes, rewritten, site_of
 from .samples import sample
 
 GOLDEN = """\
++ slot_attentions_0_output = slot attentions.0.output [4, 25, 16]
 - attentions_0_to_q_weight = attentions.0.to_q.weight [16, 16]
 - attentions_0_to_q_bias = attentions.0.to_q.bias [16]
 - attentions_0_to_k_weight = attentions.0.to_k.weight [16, 16]
@@ -20,15 +21,14 @@ GOLDEN = """\
 - attentions_0_to_v_bias = attentions.0.to_v.bias [16]
 - attentions_0_to_out_weight = attentions.0.to_out.weight [16, 16]
 - attentions_0_to_out_bias = attentions.0.to_out.bias [16]
-+ slot_attentions_0_output = slot attentions.0.output [4, 25, 16]
 - linear_1 = linear(add, attentions_0_to_q_weight, attentions_0_to_q_bias) [4, 25, 16]
-- view = view(linear_1, [4, 25, 2, -1]) [4, 25, 2, 8]
+- view = reshape(linear_1, [4, 25, 2, -1]) [4, 25, 2, 8]
 - transpose = transpose.int(view, 1, 2) [4, 2, 25, 8]
 - linear_2 = linear(add, attentions_0_to_k_weight, attentions_0_to_k_bias) [4, 25, 16]
-- view_1 = view(linear_2, [4, 25, 2, -1]) [4, 25, 2, 8]
+- view_1 = reshape(linear_2, [4, 25, 2, -1]) [4, 25, 2, 8]
 - transpose_1 = transpose.int(view_1, 1, 2) [4, 2, 25, 8]
 - linear_3 = linear(add, attentions_0_to_v_weight, attentions_0_to_v_bias) [4, 25, 16]
-- view_2 = view(linear_3, [4, 25, 2, -1]) [4, 25, 2, 8]
+- view_2 = reshape(linear_3, [4, 25, 2, -1]) [4, 25, 2, 8]
 - transpose_2 = transpose.int(view_2, 1, 2) [4, 2, 25, 8]
 - scaled_dot_product_attention = scaled_dot_product_attention(transpose, transpose_1, \
 transpose_2) [4, 2, 25, 8]

@@ -191,7 +191,7 @@ def test_the_lines_of_a_report() -> None:
         "time per image, eager PyTorch        120 ms",
         "glyphs read as asked                 100.0%        97.5%",
         "speedup 1.50x, the median of 1 rounds in turn, of 2.00x that the multiply-adds promise",
-        "one image at a time, 2 threads",
+        "one image at a time; PyTorch on 2 threads",
         "PSNR 25.0 dB, SSIM 0.988 against the uncompressed images, over 36 of them",
         "bundle: weights 8.00 MB, graphs 0.25 MB, other 0.01 MB, 6 buckets",
     ):

@@ -21,6 +21,8 @@ from .trajectory import Trajectory
 
 __all__ = ["greedy"]
 
+LARGEST_SCALE = 1e12  # that a plan may state
+
 
 def greedy(
     program: Program,
@@ -53,8 +55,10 @@ def greedy(
     """
     if not (np.isfinite(threshold) and threshold > 0):
         raise PlanError(f"threshold is {threshold}, expected a positive number")
-    if not np.isfinite(guidance_scale):
-        raise PlanError(f"guidance scale is {guidance_scale}, expected a finite number")
+    if not abs(guidance_scale) <= LARGEST_SCALE:
+        raise PlanError(
+            f"guidance scale is {guidance_scale}, expected a number up to {LARGEST_SCALE:g}"
+        )
     plan = Plan.uniform(program, table.steps, Method.FULL, scheduler=table.scheduler)
     chosen = dict(plan.windows) if windows is None else dict(windows)
     if not chosen:

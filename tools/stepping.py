@@ -11,9 +11,18 @@ from collections.abc import Mapping
 
 import torch
 
-from ditc.passes import Losses, Method, Program, Window, multiply_adds, site_cost
+from ditc.passes import (
+    Losses,
+    Method,
+    Program,
+    Site,
+    Window,
+    multiply_adds,
+    rewrite,
+    site_cost,
+)
 from ditc.passes.pieces import Halves, Piece, Pieces, SitePieces
-from ditc.runtime.errors import PlanError
+from ditc.runtime.errors import PassError, PlanError
 
 from .decisions import CANDIDATES, Decided, relative_loss, threshold_of
 
@@ -40,8 +49,9 @@ class StepSearch:
         self._costs = {part.site.name: site_cost(program, part.site) for part in pieces.sites}
         whole = multiply_adds(program.graph_module.graph)
         self._rest = whole - sum(cost.full for cost in self._costs.values())
-        shared = (Method.ASC, Method.WA_RS_ASC) if program.cfg is None else ()
-        self._candidates = [method for method in CANDIDATES if method not in shared]
+        self._candidates = {
+            part.site.name: _candidates(program, part.site, windows) for part in pieces.sites
+        }
 
     def snapshot(self) -> Values:
         """Return what the slots hold, by names of their own."""
@@ -76,7 +86,7 @@ class StepSearch:
             limit = threshold_of(self._threshold, number, len(self.pieces.sites))
             method, losses = Method.FULL, {}
             runs = {Method.FULL: base}
-            for candidate in self._candidates if step else ():
+            for candidate in self._candidates[part.site.name] if step else ():
                 run = self._try(number, candidate, {**base, **forms.exits(candidate)}, runs)
                 runs[candidate] = run
                 losses[candidate] = relative_loss(reference, run[name])
@@ -225,6 +235,18 @@ def _needed_behind(pieces: Pieces) -> list[set[str]]:
         names.update(part.site.exits)
         needs.append(names)
     return needs[::-1]
+
+
+def _candidates(program: Program, site: Site, windows: Mapping[str, Window]) -> tuple[Method, ...]:
+    """Return the methods that a site can have: no sharing where its halves can't be told."""
+    apart = tuple(method for method in CANDIDATES if not method.shares_cfg)
+    if program.cfg is None:
+        return apart
+    try:
+        rewrite(program, {site.name: Method.ASC}, windows)
+    except PassError:
+        return apart
+    return CANDIDATES
 
 
 def _check_loss(step: int, site: str, loss: float) -> None:
