@@ -118,6 +118,14 @@ class Plan:
         """Names of the sites that the plan speaks of."""
         return tuple(self.windows)
 
+    def site_multiply_adds(self) -> int:
+        """Return the multiply-adds of its sites in a generation, residuals that are kept aside."""
+        return sum(
+            cost.of(self.method(step, name), self.windows[name])
+            for step in range(self.steps)
+            for name, cost in self.cost.sites.items()
+        )
+
     def method(self, step: int, site: str) -> Method:
         """Return the method of a site at a step, full for sites that the plan leaves alone."""
         return self.cells[step].get(site, Method.FULL)

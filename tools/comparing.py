@@ -49,14 +49,7 @@ def _left(plan: Plan) -> float:
 
     A share, as plans may have been made with batches of different sizes.
     """
-    computed = sum(
-        plan.cost.rest
-        + sum(
-            cost.of(plan.method(step, name), plan.windows[name])
-            for name, cost in plan.cost.sites.items()
-        )
-        for step in range(plan.steps)
-    )
+    computed = plan.cost.rest * plan.steps + plan.site_multiply_adds()
     return computed / (plan.cost.full * plan.steps)
 
 

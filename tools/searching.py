@@ -102,12 +102,8 @@ def _digest(program: Program) -> str:
 
 def _summary(out: Path, found: Found) -> str:
     plan = found.plan
-    full = sum(cost.full for cost in plan.cost.sites.values()) * plan.steps
-    left = sum(
-        cost.of(plan.method(step, name), plan.windows[name])
-        for step in range(plan.steps)
-        for name, cost in plan.cost.sites.items()
-    )
+    full = (plan.cost.full - plan.cost.rest) * plan.steps
+    left = plan.site_multiply_adds()
     spent = found.multiply_adds / found.plain_multiply_adds
     return (
         f"{out}: {left / full:.1%} of attention left; the search computed {spent:.0%} of what "

@@ -45,6 +45,7 @@ class StepSearch:
         self.plain_multiply_adds = 0
         self._windows = windows
         self._threshold = threshold
+        self._wholes = tuple(part.whole for part in pieces.sites)
         self._needs = _needed_behind(pieces)
         self._costs = {part.site.name: site_cost(program, part.site) for part in pieces.sites}
         whole = multiply_adds(program.graph_module.graph)
@@ -120,29 +121,25 @@ class StepSearch:
         axes = self.pieces.halves.axes
         last = self.program.cfg == "cond-first"
         half = {name: _half(value, axes.get(name), last) for name, value in values.items()}
-        half = self._run_half_behind(number, half, self.pieces.halves)
+        half = self._run_behind(number, half, self.pieces.halves)
         known = runs[twin]
         return {
             name: _join(known[name], value, axes.get(name), last) for name, value in half.items()
         }
 
-    def _run_half_behind(self, number: int, values: Values, halves: Halves) -> Values:
-        values = {**values, **self.run(halves.glue[number + 1], values)}
-        for later in range(number + 1, len(halves.sites)):
-            values.update(self.run(halves.sites[later], values))
-            values.update(self.run(halves.glue[later + 1], values))
-        return {name: values[name] for name in self._needs[number + 1] if name in values}
-
-    def _run_behind(self, number: int, values: Values) -> Values:
+    def _run_behind(self, number: int, values: Values, halves: Halves | None = None) -> Values:
         """Run all that comes behind a site with every site there full.
 
         Returns:
-            The values that are still needed behind the site, and the program's outputs.
+            The values that are still needed behind the site, and the program's outputs: of one
+            half of the batch if `halves` are given, and `values` are that half's.
         """
-        values = {**values, **self.run(self.pieces.glue[number + 1], values)}
-        for later in range(number + 1, len(self.pieces.sites)):
-            values.update(self.run(self.pieces.sites[later].whole, values))
-            values.update(self.run(self.pieces.glue[later + 1], values))
+        glue = self.pieces.glue if halves is None else halves.glue
+        wholes = self._wholes if halves is None else halves.sites
+        values = {**values, **self.run(glue[number + 1], values)}
+        for later in range(number + 1, len(wholes)):
+            values.update(self.run(wholes[later], values))
+            values.update(self.run(glue[later + 1], values))
         return {name: values[name] for name in self._needs[number + 1] if name in values}
 
     def _count_plain(self, methods: Mapping[str, Method]) -> None:
@@ -168,11 +165,9 @@ class _Forms:
         if method is Method.AST:
             return self._search.outputs[self._part.site.name]
         exits = self._windowed_exits() if method.windowed else self._full_exits()
-        return (
-            {name: self._shared(value) for name, value in exits.items()}
-            if (method.shares_cfg)
-            else exits
-        )
+        if not method.shares_cfg:
+            return exits
+        return {name: self._shared(value) for name, value in exits.items()}
 
     def keep(self, method: Method) -> None:
         """Leave in the slots what a step of this method leaves there."""
