@@ -2,14 +2,14 @@
 
 A mask over full attention hides pairs but still computes them. Here each block of neighbouring
 queries attends to the one run of keys that any of them sees, so that every engine does less work,
-with nothing but its ordinary attention. Only where a block's queries don't all see the same keys
-is a mask added, and one mask serves every block: each takes a slice of it.
+with nothing but its ordinary attention. Blocks away from the sequence's ends are alike, and attend
+together, as so many heads more. Only where a block's queries don't all see the same keys is a mask
+added, and one mask serves every block: those at an end take a slice of it.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -21,8 +21,10 @@ from ditc.runtime.errors import LoweringError
 __all__ = ["Block", "blocked_window_attention", "blocks_of", "multiply_adds", "query_block"]
 
 MOST_BLOCKS = 64
-TILE = 64
+MOST_SCORES = 2**25
+"""Scores that one call may hold; beyond that memory grows and nothing gets faster."""
 ROW_GROUP = 16
+SMALLEST, LARGEST = 32, 256
 
 
 @dataclass(frozen=True)
@@ -47,20 +49,22 @@ class Block:
 def query_block(tokens: int, window: Window) -> int:
     """Return how many queries to take at a time, a multiple of `window.block`.
 
-    A block of b queries touches b + 2 radius keys, so a small block wastes few pairs; but each
-    block copies and repacks its keys, which costs as much as some c more queries. The cost of a
-    query, (b + 2 radius) (1 + c / b), is least at b = sqrt(2 c radius). On ONNX Runtime's CPU
-    provider c is some 30 to 50 and the cost flat around b = 10 sqrt(radius), here taken to a
-    multiple of 64. Then: no more than 64 blocks a site, to keep graphs small; even blocks, so
-    that the last is no crumb; and whole blocks of the window, of which a single one needs no mask
-    and is taken where it is at least half as large.
+    A block of b queries touches b + 2 radius keys, so a small block wastes few pairs; but keys are
+    copied for each block and packed for each product, which costs as much as some more queries.
+    On ONNX Runtime's CPU provider half the radius is best, within 32 and 256 (radii of 32, 128
+    and 512 tokens; a quarter to a third slower at four times that). Then: no more than 64 blocks
+    a site, to keep graphs small; even blocks, so that the last is no crumb; and whole blocks of
+    the window, of which a single one needs no mask and is taken where it is at least half as
+    large.
 
     Args:
         tokens: length of the sequence, at least 1.
         window: which keys a query may see.
     """
-    size = TILE * max(1, round(10 * math.sqrt(window.radius) / TILE))
-    size = max(size, TILE * math.ceil(tokens / (MOST_BLOCKS * TILE)))
+    if window.pairs(tokens) == tokens**2:
+        return window.block * math.ceil(tokens / window.block)
+    size = min(max(window.radius // 2, SMALLEST), LARGEST)
+    size = max(size, SMALLEST * math.ceil(tokens / (MOST_BLOCKS * SMALLEST)))
     if 2 * window.block >= size:
         return window.block
     count = math.ceil(tokens / size)
@@ -92,9 +96,9 @@ def blocked_window_attention(
     """Attend within a window, as dense attention over blocks of queries and their nearby keys.
 
     Equal to attention under the window's mask up to rounding: queries still normalise over
-    exactly the keys they see. Pure and traceable for static shapes; made of splits,
-    concatenations and `scaled_dot_product_attention`, and of a mask built from ranges, the same
-    for every site with these tokens and this window.
+    exactly the keys they see. Pure and traceable for static shapes; made of splits, gathers and
+    `scaled_dot_product_attention`, and of indices and a mask built from ranges, the same for
+    every site with these tokens and this window.
 
     Args:
         query: [..., tokens, head_dim], floating point; engines get four axes, whatever these are.
@@ -125,35 +129,65 @@ def blocked_window_attention(
     mask = None
     if not all(block.uniform for block in blocks):
         mask = _mask(blocks[0].stop, window, query)
-    queries = torch.split(query, blocks[0].stop, dim=2)
-    keys, values = _runs(key, blocks), _runs(value, blocks)
+    groups = list(_groups(blocks, tokens, window, query.shape[0] * query.shape[1]))
+    queries = torch.split(query, [group[-1].stop - group[0].start for group in groups], dim=2)
     outputs = [
         functional.scaled_dot_product_attention(
-            queries[i],
-            keys[i],
-            values[i],
-            attn_mask=None if mask is None or block.uniform else _cut(mask, block, window),
+            _as_heads(part, len(group)),
+            _as_heads(_runs(key, group), len(group)),
+            _as_heads(_runs(value, group), len(group)),
+            attn_mask=None if mask is None or group[0].uniform else _cut(mask, group[0], window),
             scale=scale,
-        )
-        for i, block in enumerate(blocks)
+        ).reshape(*part.shape[:3], value.shape[3])
+        for part, group in zip(queries, groups, strict=True)
     ]
     return torch.cat(outputs, dim=2)
 
 
-def _runs(source: Tensor, blocks: Sequence[Block]) -> list[Tensor]:
-    """Return the run of keys or values, [batch, heads, run, head_dim], that each block takes.
+def _groups(
+    blocks: Iterable[Block], tokens: int, window: Window, heads: int
+) -> Iterator[list[Block]]:
+    """Yield the blocks, in order, in groups that attend together: those alike, up to a limit.
 
-    The runs overlap. They are cut once into pieces where any of them begins or ends and put
-    together again: ONNX Runtime copies a concatenation on all its threads, a slice on one.
+    Args:
+        blocks: all of them.
+        tokens: length of the sequence.
+        window: which keys a query may see.
+        heads: of all samples.
     """
-    cuts = sorted({edge for block in blocks for edge in (block.first, block.last)})
-    sizes = [stop - start for start, stop in pairwise(cuts)]
-    pieces = torch.split(source, sizes, dim=2)
-    runs = []
+    size = query_block(tokens, window)
+    most = max(1, MOST_SCORES // (heads * size * (size + 2 * window.radius)))
+    group: list[Block] = []
     for block in blocks:
-        taken = pieces[cuts.index(block.first) : cuts.index(block.last)]
-        runs.append(torch.cat(taken, dim=2) if len(taken) > 1 else taken[0])
-    return runs
+        whole = block.stop - block.start == size
+        inner = whole and block.last - block.first == size + 2 * window.radius
+        if group and not (inner and len(group) < most):
+            yield group
+            group = []
+        group.append(block)
+        if not inner:
+            yield group
+            group = []
+    if group:
+        yield group
+
+
+def _runs(source: Tensor, group: Sequence[Block]) -> Tensor:
+    """Return the runs of keys or values that blocks take, one behind the other.
+
+    They overlap, and are gathered by token: ONNX Runtime copies so on all its threads, a slice on
+    one.
+    """
+    if len(group) == 1 and group[0].last - group[0].first == source.shape[2]:
+        return source
+    places = [torch.arange(b.first, b.last, device=source.device) for b in group]
+    return source.index_select(2, torch.cat(places))
+
+
+def _as_heads(source: Tensor, count: int) -> Tensor:
+    """Return `[batch, heads, count * tokens, size]` as `[batch, heads * count, tokens, size]`."""
+    batch, heads, tokens, size = source.shape
+    return source.reshape(batch, heads * count, tokens // count, size)
 
 
 def _mask(size: int, window: Window, like: Tensor) -> Tensor:

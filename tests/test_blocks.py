@@ -13,7 +13,13 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from ditc.export.blocks import blocked_window_attention, blocks_of, multiply_adds, query_block
+from ditc.export.blocks import (
+    MOST_SCORES,
+    blocked_window_attention,
+    blocks_of,
+    multiply_adds,
+    query_block,
+)
 from ditc.passes.window import Window
 from ditc.runtime.errors import LoweringError
 
@@ -122,9 +128,9 @@ def test_blocks_cover_all_queries_and_just_the_keys_they_see(
         (4096, Window(512), 256, 1.25),
         (4096, Window(512, 64), 256, 1.18),
         (4096, Window(512, 128), 128, 1.0),
-        (16384, Window(2048), 448, 1.11),
-        (1024, Window(128), 128, 1.5),
-        (256, Window(32), 64, 1.9),
+        (16384, Window(2048), 256, 1.07),
+        (1024, Window(128), 64, 1.25),
+        (256, Window(32), 32, 1.5),
     ],
 )
 def test_query_block_and_the_work_beyond_the_window(
@@ -145,10 +151,22 @@ def test_traced_matmuls_do_the_stated_work() -> None:
         if node.target == torch.ops.aten.scaled_dot_product_attention.default
     ]
     shapes = [[arg.meta["val"].shape for arg in node.args[:3]] for node in attentions]
-    work = sum(2 * query[2] * key[2] * query[3] for query, key, _ in shapes)
-    assert len(attentions) == 16
+    work = sum(2 * query[1] * query[2] * key[2] * query[3] for query, key, _ in shapes)
+    assert [query[1] for query, *_ in shapes] == [1, 1, 12, 1, 1]  # the blocks inside as heads
     assert work == multiply_adds(4096, 8, window)
     assert work <= 1.35 * 2 * 8 * window.pairs(4096)
+
+
+def test_one_call_holds_no_more_scores_than_its_limit() -> None:
+    window = Window(512)
+    like = [torch.empty(2, 16, 4096, 8) for _ in range(3)]
+    traced = make_fx(Attention(window), tracing_mode="fake", pre_dispatch=True)(*like)
+    attentions = traced.graph.find_nodes(
+        op="call_function", target=torch.ops.aten.scaled_dot_product_attention.default
+    )
+    heads = [node.args[0].meta["val"].shape[1] // 16 for node in attentions]
+    assert heads == [1, 1, 3, 3, 3, 3, 1, 1]
+    assert 3 * 32 * 256 * 1280 <= MOST_SCORES < 4 * 32 * 256 * 1280
 
 
 def test_sees_all_is_plain_attention() -> None:

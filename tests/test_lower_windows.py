@@ -21,16 +21,16 @@ from .samples import Sample, sample
 GOLDEN = """\
 - window_attention_default = ditc.window_attention(transpose, transpose_1, transpose_2, 3, 1, \
 0.354) [4, 2, 25, 8]
-+ split = split.Tensor(transpose, 25, 2) 1 tensors
-+ getitem = <built-in function getitem>(split, 0) [4, 2, 25, 8]
-+ split_with_sizes = split_with_sizes(transpose_1, [25], 2) 1 tensors
-+ getitem_1 = <built-in function getitem>(split_with_sizes, 0) [4, 2, 25, 8]
-+ split_with_sizes_1 = split_with_sizes(transpose_2, [25], 2) 1 tensors
-+ getitem_2 = <built-in function getitem>(split_with_sizes_1, 0) [4, 2, 25, 8]
++ split_with_sizes = split_with_sizes(transpose, [25], 2) 1 tensors
++ getitem = <built-in function getitem>(split_with_sizes, 0) [4, 2, 25, 8]
++ reshape_1 = reshape(getitem, [4, 2, 25, 8]) [4, 2, 25, 8]
++ reshape_2 = reshape(transpose_1, [4, 2, 25, 8]) [4, 2, 25, 8]
++ reshape_3 = reshape(transpose_2, [4, 2, 25, 8]) [4, 2, 25, 8]
 + constant_25x25_38b8aabd1be5 = constant_25x25_38b8aabd1be5 [25, 25]
-+ scaled_dot_product_attention_1 = scaled_dot_product_attention(getitem, getitem_1, getitem_2, \
++ scaled_dot_product_attention_1 = scaled_dot_product_attention(reshape_1, reshape_2, reshape_3, \
 constant_25x25_38b8aabd1be5, scale=0.354) [4, 2, 25, 8]
-+ cat = cat([scaled_dot_product_attention_1], 2) [4, 2, 25, 8]
++ reshape_4 = reshape(scaled_dot_product_attention_1, [4, 2, 25, 8]) [4, 2, 25, 8]
++ cat = cat([reshape_4], 2) [4, 2, 25, 8]
 - add_tensor = add.Tensor(window_attention_default, slot_attentions_0_residual) [4, 2, 25, 8]
 + add_tensor = add.Tensor(cat, slot_attentions_0_residual) [4, 2, 25, 8]"""
 TOKENS = 200
