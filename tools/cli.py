@@ -110,7 +110,33 @@ def _add_search(commands: Commands) -> None:
     parser.add_argument("model", metavar="MODEL", help="as for compile")
     parser.add_argument("-o", "--out", type=Path, required=True, help="plan file to write")
     parser.add_argument("--steps", type=_positive, default=20, help="denoising steps (20)")
-    parser.add_argument("--threshold", type=float, default=0.1, help="loss allowed, δ (0.1)")
+    parser.add_argument(
+        "--search",
+        choices=("greedy", "local", "ilp"),
+        default="greedy",
+        help="greedy: by the whole model's output, about a run of the model a candidate; local: by "
+        "the site's own output, about one run a step, blind to what later layers make of an error; "
+        "ilp: at the site too, all sites of a step at once, about two runs a step; its δ is of "
+        "squared errors (greedy)",
+    )
+    parser.add_argument(
+        "--latency",
+        type=Path,
+        help="what 'ditc bench MODEL --sites' measured: no method that isn't faster there is tried",
+    )
+    goal = parser.add_mutually_exclusive_group()
+    goal.add_argument("--threshold", type=float, help="loss allowed, δ (0.1)")
+    goal.add_argument(
+        "--speedup",
+        type=float,
+        help="find the least threshold that is so many times as fast, by --latency if given, else "
+        "by multiply-adds; runs about ten searches, so that local and ilp are the ones to use",
+    )
+    goal.add_argument(
+        "--budget-ms",
+        type=float,
+        help="find the least threshold whose generation takes so long; needs --latency",
+    )
     parser.add_argument(
         "--calibration", type=_positive, default=4, help="samples (4; demo only, else --call)"
     )
