@@ -36,7 +36,7 @@ def test_a_site_cut_out_yields_what_it_does_in_the_model(cfg: str, tmp_path: Pat
     bundle = Bundle.open(compile_bundle(sched, tmp_path / "site"), threads=1)
     arrays = {name: value.numpy() for name, value in values.items()}
     full = next(iter(part.whole(values).values())).numpy()
-    half = slice(0, 1) if cfg == "cond-first" else slice(1, 2)
+    half = slice(0, 2) if cfg == "cond-first" else slice(2, 4)
     for step in range(sched.steps):
         method = shown[step]
         expected = np.concatenate([full[half]] * 2) if method.shares_cfg else full
@@ -53,7 +53,6 @@ def test_equal_sites_are_measured_once() -> None:
     assert len(space.pieces.sites) == 3
     assert len(signatures) == 1
     measured = bench_sites.measure(space, rounds=2, threads=1)
-    assert len({id(found) for found in measured.sites.values()}) <= 3
     first, *others = measured.sites.values()
     assert all(found == first for found in others)
     assert set(first.ms) == set(Method)

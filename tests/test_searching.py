@@ -20,7 +20,7 @@ class StoppedError(Exception):
     pass
 
 
-def stop_after(patch: pytest.MonkeyPatch, writes: int) -> None:
+def stopped(options: tuple[str, ...], place: Path, writes: int) -> None:
     """Let the journal be written so many times, then stop as if killed behind the next."""
     write, done = journal.Journal.write, []
 
@@ -30,7 +30,10 @@ def stop_after(patch: pytest.MonkeyPatch, writes: int) -> None:
         if len(done) > writes:
             raise StoppedError
 
-    patch.setattr(journal.Journal, "write", counted)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(journal.Journal, "write", counted)
+        with pytest.raises(StoppedError):
+            main([*options, "-o", str(place)])
 
 
 @pytest.fixture(scope="module")
@@ -48,24 +51,20 @@ def test_stopped_it_ends_in_the_same_plan(search: str, tmp_path: Path, capsys: C
     out = capsys.readouterr().out
     assert "the search computed as much as " in out
     for writes in (0, 2):
-        place = str(tmp_path / "plan.json")
-        with pytest.MonkeyPatch.context() as patch, pytest.raises(StoppedError):
-            stop_after(patch, writes)
-            main([*options, "-o", place])
+        place = tmp_path / "plan.json"
+        stopped(options, place, writes)
         capsys.readouterr()
-        assert main([*options, "-o", place]) == 0
+        assert main([*options, "-o", str(place)]) == 0
         assert f"going on behind step {writes}\n" in capsys.readouterr().err
-        assert Path(place).read_bytes() == (tmp_path / "whole.json").read_bytes()
+        assert place.read_bytes() == (tmp_path / "whole.json").read_bytes()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["plan.json", "whole.json"]
 
 
 def test_a_journal_of_another_search_is_not_gone_on_with(tmp_path: Path, capsys: Capture) -> None:
-    place = str(tmp_path / "plan.json")
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(StoppedError):
-        stop_after(patch, 1)
-        main([*COMMON, "--search", "local", "-o", place])
+    place = tmp_path / "plan.json"
+    stopped((*COMMON, "--search", "local"), place, 1)
     capsys.readouterr()
-    assert main([*COMMON, "--search", "ilp", "-o", place]) == 0
+    assert main([*COMMON, "--search", "ilp", "-o", str(place)]) == 0
     assert "going on" not in capsys.readouterr().err
 
 
@@ -94,9 +93,7 @@ def test_a_budget_is_met_and_stopped_it_ends_in_the_same_plan(
     assert Plan.load(again).cells == plan.cells
     for writes in (2, 9):  # within the uncompressed generation, and behind a search
         place = tmp_path / "plan.json"
-        with pytest.MonkeyPatch.context() as patch, pytest.raises(StoppedError):
-            stop_after(patch, writes)
-            main([*options, "-o", str(place)])
+        stopped(options, place, writes)
         assert main([*options, "-o", str(place)]) == 0
         assert place.read_bytes() == whole.read_bytes()
     names = sorted(path.name for path in tmp_path.iterdir())
@@ -116,7 +113,7 @@ def test_what_was_refused_is_told(tmp_path: Path, latency: Path, capsys: Capture
         }
         found = json.loads(place.read_text())["found"]
         assert found["target"] == "onnx, CPUExecutionProvider"
-        assert found["gated"] == dict.fromkeys(plan.sites, ["wa-rs+asc", "wa-rs"])
+        assert found["gated"] == {site: ["wa-rs+asc", "wa-rs"] for site in plan.sites}
     capsys.readouterr()
     assert main(["inspect", str(place), "--why", "1", plan.sites[0]]) == 0
     out = capsys.readouterr().out
