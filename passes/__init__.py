@@ -10,7 +10,8 @@ from .attention import windowed_attention
 from .capturing import capture
 from .costs import ModelCost, SiteCost, attention_core, model_cost, multiply_adds, site_cost
 from .method import Method
-from .plan import Losses, Origin, Plan
+from .origin import Gate, Origin, Tried
+from .plan import Losses, Plan
 from .program import Identity, Input, Program, Site, Slot
 from .recording import Recording, record
 from .rewriting import rewrite
@@ -20,6 +21,7 @@ from .window import Window
 
 __all__ = [
     "Bucket",
+    "Gate",
     "Identity",
     "Input",
     "Losses",
@@ -35,6 +37,7 @@ __all__ = [
     "SiteCost",
     "Slot",
     "TorchSession",
+    "Tried",
     "Window",
     "attention_core",
     "capture",

@@ -2,17 +2,18 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ditc.runtime.errors import PlanError
 
 from .costs import ModelCost, model_cost
 from .method import Method, parse_method
+from .origin import Origin, Tried
 from .program import CfgLayout, Identity, Program, Site
 from .window import Window
 
-__all__ = ["Losses", "Origin", "Plan"]
+__all__ = ["Losses", "Plan"]
 
 FORMAT = "ditc-plan"
 VERSION = 1
@@ -20,27 +21,6 @@ MAX_STEPS = 10_000
 
 Losses = Mapping[Method, float]
 """Loss of each candidate that was tried for a cell."""
-
-
-@dataclass(frozen=True)
-class Origin:
-    """How a plan was found.
-
-    Attributes:
-        search: name of the search, such as `greedy`.
-        threshold: δ, the loss allowed at the last site.
-        metric: name of the loss.
-        seed: of the latents that the search sampled from.
-        samples: how many it calibrated on.
-        ditc: version that searched.
-    """
-
-    search: str
-    threshold: float
-    metric: str
-    seed: int
-    samples: int
-    ditc: str
 
 
 @dataclass(frozen=True)
@@ -58,6 +38,7 @@ class Plan:
         guidance_scale: that it was found with, if any.
         origin: how it was found, None if it was written.
         losses: for each step and site the loss of every candidate that was tried, if known.
+        pareto: what a search for a budget tried, by rising threshold; None if it had none.
         cost: multiply-adds of the model and its sites, as captured for the plan.
     """
 
@@ -72,6 +53,7 @@ class Plan:
     guidance_scale: float | None = None
     origin: Origin | None = None
     losses: tuple[Mapping[str, Losses], ...] | None = field(default=None, repr=False)
+    pareto: tuple[Tried, ...] | None = field(default=None, repr=False)
 
     @classmethod
     def uniform(
@@ -143,7 +125,7 @@ class Plan:
         chosen = parse_method(method, f"step {step}, site {site}")
         cells = list(self.cells)
         cells[step] = {**cells[step], site: chosen}
-        return replace(self, cells=tuple(cells), origin=None, losses=None)
+        return replace(self, cells=tuple(cells), origin=None, losses=None, pareto=None)
 
     def check(self, program: Program, *, ignore_model: bool = False) -> None:
         """Refuse a program that the plan was not made for, or cells that can't be run.
@@ -178,7 +160,7 @@ class Plan:
 
     def to_json(self) -> str:
         """Return the plan as canonical JSON text."""
-        record = {
+        record: dict[str, object] = {
             "format": FORMAT,
             "version": VERSION,
             "for": {
@@ -191,7 +173,7 @@ class Plan:
                 "guidance_scale": self.guidance_scale,
             },
             "cost": self.cost.to_json(),
-            "found": None if self.origin is None else asdict(self.origin),
+            "found": None if self.origin is None else self.origin.to_json(),
             "windows": {
                 name: {"radius": window.radius, "block": window.block}
                 for name, window in self.windows.items()
@@ -199,6 +181,8 @@ class Plan:
             "cells": [[str(step[name]) for name in self.windows] for step in self.cells],
             "losses": None if self.losses is None else [self._losses(row) for row in self.losses],
         }
+        if self.pareto is not None:
+            record["pareto"] = [tried.to_json() for tried in self.pareto]
         return json.dumps(record, indent=1) + "\n"
 
     @classmethod

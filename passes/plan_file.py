@@ -8,7 +8,8 @@ from ditc.runtime.errors import PlanError
 
 from .costs import ModelCost, SiteCost
 from .method import Method, parse_method
-from .plan import FORMAT, MAX_STEPS, VERSION, Losses, Origin, Plan
+from .origin import Gate, Origin, Tried
+from .plan import FORMAT, MAX_STEPS, VERSION, Losses, Plan
 from .program import CfgLayout, Identity
 from .window import Window
 
@@ -16,6 +17,7 @@ __all__ = ["parse_plan", "read_plan"]
 
 MAX_CELLS = 10_000_000
 MAX_NUMBER = 1e12
+MAX_TRIED = 200
 
 
 def read_plan(path: Path) -> Plan:
@@ -53,9 +55,8 @@ def parse_plan(text: str, where: str) -> Plan:
 
 def _plan(record: object) -> Plan:
     _head(record)
-    top = _fields(
-        record, "plan", {"format", "version", "for", "cost", "found", "windows", "cells", "losses"}
-    )
+    names = {"format", "version", "for", "cost", "found", "windows", "cells", "losses"}
+    top = _fields(record, "plan", names, {"pareto"})
     held = _fields(
         top["for"],
         "for",
@@ -78,8 +79,9 @@ def _plan(record: object) -> Plan:
         cost=_cost(top["cost"], tuple(windows)),
         scheduler=None if held["scheduler"] is None else _text(held["scheduler"], "for.scheduler"),
         guidance_scale=_scale(held["guidance_scale"]),
-        origin=None if top["found"] is None else _origin(top["found"]),
+        origin=None if top["found"] is None else _origin(top["found"], tuple(windows)),
         losses=None if top["losses"] is None else _losses(top["losses"], steps, tuple(windows)),
+        pareto=_pareto(top["pareto"]) if "pareto" in top else None,
     )
 
 
@@ -145,8 +147,9 @@ def _site_cost(value: object, where: str) -> SiteCost:
     )
 
 
-def _origin(value: object) -> Origin:
-    fields = _fields(value, "found", {"search", "threshold", "metric", "seed", "samples", "ditc"})
+def _origin(value: object, sites: tuple[str, ...]) -> Origin:
+    names = {"search", "threshold", "metric", "seed", "samples", "ditc"}
+    fields = _fields(value, "found", names, {"target", "gated"})
     return Origin(
         search=_text(fields["search"], "found.search"),
         threshold=_number(fields["threshold"], "found.threshold"),
@@ -154,6 +157,53 @@ def _origin(value: object) -> Origin:
         seed=_integer(fields["seed"], "found.seed", 0, 2**63),
         samples=_integer(fields["samples"], "found.samples", 1, 2**31),
         ditc=_text(fields["ditc"], "found.ditc"),
+        gate=_gate(fields, sites),
+    )
+
+
+def _gate(found: Mapping[str, object], sites: tuple[str, ...]) -> Gate | None:
+    if ("target" in found) != ("gated" in found):
+        raise PlanError("found: has one of target and gated, expected both or neither")
+    if "gated" not in found:
+        return None
+    gated = found["gated"]
+    if not isinstance(gated, dict):
+        raise PlanError(f"found.gated: expected an object, found {_kind(gated)}")
+    for site in gated:
+        if site not in sites:
+            raise PlanError(f"found.gated: site {site!r} is none of the plan's")
+    refused = {
+        site: tuple(
+            parse_method(method, f"found.gated.{site}")
+            for method in _list(methods, f"found.gated.{site}")
+        )
+        for site, methods in gated.items()
+    }
+    return Gate(_text(found["target"], "found.target"), refused)
+
+
+def _pareto(value: object) -> tuple[Tried, ...]:
+    entries = _list(value, "pareto")
+    if not 1 <= len(entries) <= MAX_TRIED:
+        raise PlanError(f"pareto: has {len(entries)} entries, expected 1 to {MAX_TRIED}")
+    tried = tuple(_tried(entry, f"pareto[{number}]") for number, entry in enumerate(entries))
+    if len({entry.latency_ms is None for entry in tried}) > 1:
+        raise PlanError("pareto: some entries have latency_ms, expected all or none")
+    return tried
+
+
+def _tried(value: object, where: str) -> Tried:
+    names = {"threshold", "loss", "multiply_adds_left"}
+    fields = _fields(value, where, names, {"latency_ms"})
+    numbers = {name: _number(fields[name], f"{where}.{name}") for name in fields}
+    for name, number in numbers.items():
+        if number < 0:
+            raise PlanError(f"{where}.{name}: is {number:g}, expected no negative number")
+    return Tried(
+        numbers["threshold"],
+        numbers["loss"],
+        numbers.get("latency_ms"),
+        numbers["multiply_adds_left"],
     )
 
 
@@ -190,10 +240,12 @@ def _number(value: object, where: str) -> float:
     return float(value)
 
 
-def _fields(value: object, where: str, names: set[str]) -> dict[str, object]:
+def _fields(
+    value: object, where: str, names: set[str], optional: frozenset[str] | set[str] = frozenset()
+) -> dict[str, object]:
     if not isinstance(value, dict):
         raise PlanError(f"{where}: expected an object, found {_kind(value)}")
-    missing, unknown = sorted(names - set(value)), sorted(set(value) - names)
+    missing, unknown = sorted(names - set(value)), sorted(set(value) - names - optional)
     if missing:
         raise PlanError(f"{where}: field {missing[0]!r} is missing")
     if unknown:

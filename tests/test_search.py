@@ -7,10 +7,11 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from torch import nn
 
 from ditc.export import sampler_table
-from ditc.passes import Method, Plan, capture, schedule
+from ditc.passes import Method, Plan, Program, capture, schedule
 from ditc.runtime.errors import PlanError
-from ditc.tools.decisions import Checkpoint, relative_loss, threshold_of
-from ditc.tools.search import greedy
+from ditc.tools.decisions import Checkpoint, Found, relative_loss, threshold_of
+from ditc.tools.search import find
+from ditc.tools.space import space_of
 from ditc.tools.trajectory import Trajectory
 
 from . import models
@@ -20,6 +21,10 @@ from .samples import Sample, sample
 STEPS = 5
 ORDER = ("ast", "wa-rs+asc", "wa-rs", "asc")
 SCALE = 2.0
+
+
+def greedy(program: Program, *args: object, **options: object) -> Found:
+    return find("greedy", space_of(program), *args, **options)
 
 
 def loss_of(reference: torch.Tensor, output: torch.Tensor) -> float:

@@ -16,6 +16,8 @@ from typing import NoReturn, TypeAlias
 
 from ditc.runtime.errors import DitcError
 
+from .cli_options import add_search_options, positive, seed
+
 __all__ = ["main"]
 
 
@@ -67,7 +69,7 @@ def _line(error: Exception) -> str:
 
 def _missing(error: ImportError) -> str:
     name = (error.name or "").partition(".")[0]
-    if name in ("torch", "diffusers", "transformers", "onnx", "onnx_ir", "onnxscript"):
+    if name in ("torch", "diffusers", "transformers", "onnx", "onnx_ir", "onnxscript", "scipy"):
         return f"{name} is not installed: pip install 'ditc[compile]'"
     if name in ("torchmetrics", "matplotlib"):
         return f"{name} is not installed: pip install 'ditc[dev]'"
@@ -101,22 +103,13 @@ def _add_demo(commands: Commands) -> None:
         "demo", help="compile the shipped model, make images, compare with the uncompressed ones"
     )
     parser.add_argument("-o", "--out", type=Path, default=Path("out/demo"), help="folder to write")
-    parser.add_argument("--rounds", type=_positive, default=7, help="rounds of timing (7)")
+    parser.add_argument("--rounds", type=positive, default=7, help="rounds of timing (7)")
     parser.set_defaults(run=_demo)
 
 
 def _add_search(commands: Commands) -> None:
     parser = commands.add_parser("search", help="find a plan for a model and a threshold")
-    parser.add_argument("model", metavar="MODEL", help="as for compile")
-    parser.add_argument("-o", "--out", type=Path, required=True, help="plan file to write")
-    parser.add_argument("--steps", type=_positive, default=20, help="denoising steps (20)")
-    parser.add_argument("--threshold", type=float, default=0.1, help="loss allowed, δ (0.1)")
-    parser.add_argument(
-        "--calibration", type=_positive, default=4, help="samples (4; demo only, else --call)"
-    )
-    parser.add_argument("--guidance-scale", type=float, default=4.0, help="(4.0)")
-    parser.add_argument("--seed", type=_seed, default=0, help="of latents and noise (0)")
-    parser.add_argument("--call", default="{}", help="the pipeline's arguments as a JSON object")
+    add_search_options(parser)
     parser.set_defaults(run=_search)
 
 
@@ -137,8 +130,8 @@ def _add_compile(commands: Commands) -> None:
     parser.add_argument("-o", "--out", type=Path, required=True, help="bundle folder to write")
     parser.add_argument("--target", default="onnx", help="what to lower to: onnx")
     parser.add_argument("--precision", default="fp32", help="fp32")
-    parser.add_argument("--max-buckets", type=_positive, help="merge steps to so many graphs")
-    parser.add_argument("--samples", type=_positive, default=1, help="images at once (demo only)")
+    parser.add_argument("--max-buckets", type=positive, help="merge steps to so many graphs")
+    parser.add_argument("--samples", type=positive, default=1, help="images at once (demo only)")
     parser.add_argument("--call", default="{}", help="the pipeline's arguments as a JSON object")
     parser.add_argument(
         "--ignore-model", action="store_true", help="use a plan that was made for another model"
@@ -150,7 +143,7 @@ def _add_run(commands: Commands) -> None:
     parser = commands.add_parser("run", help="generate with a bundle; needs no torch")
     parser.add_argument("bundle", type=Path)
     parser.add_argument("-o", "--out", type=Path, required=True, help=".png or .npy to write")
-    parser.add_argument("--seed", type=_seed, default=0, help="of latents and noise (0)")
+    parser.add_argument("--seed", type=seed, default=0, help="of latents and noise (0)")
     parser.add_argument("--guidance-scale", type=float, help="default: 4.0 where there is guidance")
     parser.add_argument(
         "--input",
@@ -185,12 +178,20 @@ def _add_verify(commands: Commands) -> None:
 
 
 def _add_bench(commands: Commands) -> None:
-    parser = commands.add_parser("bench", help="time every bucket, and a whole generation")
-    parser.add_argument("bundle", type=Path)
-    parser.add_argument("--rounds", type=_positive, default=9, help="rounds of timing (9)")
+    parser = commands.add_parser(
+        "bench", help="time a bundle's buckets, or each method at each site of a model"
+    )
+    parser.add_argument("what", metavar="BUNDLE|MODEL", help="bundle folder; with --sites a MODEL")
+    parser.add_argument("--rounds", type=positive, default=9, help="rounds of timing (9)")
+    parser.add_argument(
+        "--sites", action="store_true", help="time the sites of a model, as search --latency reads"
+    )
+    parser.add_argument("-o", "--out", type=Path, help="latencies to write, with --sites")
+    parser.add_argument("--samples", type=positive, default=1, help="--sites: at once (demo only)")
+    parser.add_argument("--call", default="{}", help="--sites: the pipeline's arguments, JSON")
     parser.add_argument("--json", action="store_true", help="for programs to read")
     _add_engine_options(parser)
-    parser.set_defaults(run=_bench)
+    parser.set_defaults(run=_bench, misused=parser.error)
 
 
 def _add_report(commands: Commands) -> None:
@@ -212,21 +213,7 @@ def _add_engine_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--provider", action="append", help="ONNX Runtime provider, CPUExecutionProvider if none"
     )
-    parser.add_argument("--threads", type=_positive, help="threads within an operator")
-
-
-def _seed(text: str) -> int:
-    value = int(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"{value} is below 0")
-    return value
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{value} is not at least 1")
-    return value
+    parser.add_argument("--threads", type=positive, help="threads within an operator")
 
 
 # Commands import what they need when they run: torch is there only where something is compiled.
@@ -287,8 +274,16 @@ def _verify(options: argparse.Namespace) -> None:
 
 
 def _bench(options: argparse.Namespace) -> None:
+    if options.sites != (options.out is not None):
+        options.misused("--sites and --out go together")
+    if options.sites:
+        from .bench_sites import bench_sites
+
+        bench_sites(options)
+        return
     from .bench import bench
 
+    options.bundle = Path(options.what)
     bench(options)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from ditc.passes import Method, Plan
 from ditc.runtime.errors import PlanError
 
-from .decisions import threshold_of
+from .decisions import error_limit, threshold_of
 
 __all__ = ["diff", "explain"]
 
@@ -78,15 +78,30 @@ def _reasons(plan: Plan, step: int, site: str) -> Iterator[str]:
     if plan.origin is None or plan.losses is None:
         yield "the plan was written, not found: no losses are known"
         return
-    number = plan.sites.index(site)
-    limit = threshold_of(plan.origin.threshold, number, len(plan.sites))
-    yield (
-        f"{plan.origin.search} search, threshold {plan.origin.threshold:g} x {number + 1} of "
-        f"{len(plan.sites)} sites = {limit:.4g}"
-    )
+    number, count = plan.sites.index(site), len(plan.sites)
+    delta, by_program = plan.origin.threshold, plan.origin.search == "ilp"
+    if by_program:
+        limit = error_limit(delta, count)
+        yield (
+            f"ilp search, squared errors of a step up to {delta:g} over {count} sites; a method is "
+            f"ruled out from 1.5 x {delta:g} / {count} = {limit:.4g} on"
+        )
+    else:
+        limit = threshold_of(delta, number, count)
+        where = ", at the site's own output" if plan.origin.search == "local" else ""
+        yield (
+            f"{plan.origin.search} search, threshold {delta:g} x {number + 1} of {count} sites = "
+            f"{limit:.4g}{where}"
+        )
+    over, under = "ruled out", "another choice of the step saves more within its budget"
     for candidate, loss in plan.losses[step].get(site, {}).items():
-        verdict = "under it, taken" if candidate is method else "not under it"
         share = cost.of(candidate, window) / cost.full
+        verdict = "under it, taken" if candidate is method else "not under it"
+        if by_program and candidate is not method:
+            verdict = under if loss < limit else over
         yield f"  {candidate:<10} loss {loss:.4g}, {share:.1%} of full: {verdict}"
+    gate = plan.origin.gate
+    for refused in gate.refused.get(site, ()) if gate else ():
+        yield f"  {refused:<10} never tried: not faster than full here on {gate and gate.target}"
     if method is Method.FULL:
         yield "  full       no candidate was good enough"

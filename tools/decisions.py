@@ -1,25 +1,39 @@
-"""What a greedy search decides by, and what it records."""
+"""What searches decide by, and what they record."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from ditc.passes import Losses, Method, Plan
+from ditc.runtime.errors import PlanError
 
 __all__ = [
     "CANDIDATES",
-    "METRIC",
+    "LARGEST_ERROR",
+    "METRICS",
     "Checkpoint",
     "Decided",
     "Found",
+    "check_loss",
+    "error_limit",
     "relative_loss",
     "threshold_of",
 ]
 
 CANDIDATES = (Method.AST, Method.WA_RS_ASC, Method.WA_RS, Method.ASC)
 """Methods in the order in which the paper tries them; `full` where none is good enough."""
-METRIC = "relative, symmetric, clipped at 10"
+METRICS = {
+    "greedy": "relative, symmetric, clipped at 10",
+    "local": "relative, symmetric, clipped at 10, at the site's own output",
+    "ilp": "relative squared error at the site's own output",
+}
+"""What each search calls the loss it decides by."""
+LARGEST_ERROR = 1e6
+"""A relative squared error is cut off here: that of an output that doesn't vary has no bound."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +44,8 @@ class Decided:
         methods: method of each site.
         losses: loss of every candidate that was tried, by site.
         multiply_adds: computed by the search up to and with this step.
-        plain_multiply_adds: the same of a search that runs the whole model each time.
+        plain_multiply_adds: the same of a search that runs the whole model each time: for the
+            reference and every candidate if it is greedy, once a step if it isn't.
     """
 
     methods: Mapping[str, Method]
@@ -61,13 +76,14 @@ class Found:
     Attributes:
         plan: the plan, with the loss of every candidate that was tried.
         multiply_adds: what the search computed.
-        plain_multiply_adds: what it would have been with a whole run of the model for the
-            reference and for every candidate.
+        plain_multiply_adds: what it would have been with whole runs of the model, as in `Decided`.
+        latents: where its sampling ended, `[samples, …]`.
     """
 
     plan: Plan
     multiply_adds: int
     plain_multiply_adds: int
+    latents: npt.NDArray[np.float32] = field(repr=False)
 
 
 def relative_loss(reference: torch.Tensor, output: torch.Tensor) -> float:
@@ -82,3 +98,20 @@ def relative_loss(reference: torch.Tensor, output: torch.Tensor) -> float:
 def threshold_of(threshold: float, number: int, count: int) -> float:
     """Return the threshold of site `number` (from 0) of `count`: it rises with depth."""
     return threshold * (number + 1) / count
+
+
+def error_limit(threshold: float, count: int) -> float:
+    """Return from where on the error of one of `count` sites is too much by itself: 1.5·δ/M.
+
+    Source: DiTFastAttnV2 (arXiv 2503.22796), with sites in the place of heads.
+    """
+    return 1.5 * threshold / count
+
+
+def check_loss(step: int, site: str, loss: float) -> None:
+    """Refuse a loss that isn't finite: it means that the model's numbers aren't."""
+    if not math.isfinite(loss):
+        raise PlanError(
+            f"step {step}, site {site}: the model returns numbers that aren't finite: search with "
+            "a smaller guidance scale, or a sampler that suits the model"
+        )

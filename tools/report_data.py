@@ -19,7 +19,8 @@ from ditc.runtime.manifest import MANIFEST_FILE, PLAN_FILE, Manifest
 
 from .inspecting import bytes_by_part
 from .report_colours import METHODS
-from .report_plan import Absent, Costs, Searched, costs_of, notes_of, scaled, searched_of
+from .report_extras import Point
+from .report_plan import Absent, Costs, Searched, costs_of, notes_of, points_of, scaled, searched_of
 
 if TYPE_CHECKING:
     from ditc.passes import Plan
@@ -54,6 +55,7 @@ class Facts:
         costs: None where the source doesn't tell.
         searched: None where the plan doesn't tell.
         absent: what can't be shown, and why.
+        points: what a search for a budget tried, predicted; None where there was none.
     """
 
     source: str
@@ -67,6 +69,7 @@ class Facts:
     costs: Costs | None
     searched: Searched | None
     absent: tuple[Absent, ...]
+    points: tuple[Point, ...] | None = None
 
     @property
     def steps(self) -> int:
@@ -121,6 +124,7 @@ def _of_plan(path: Path) -> Facts:
         costs=costs,
         searched=searched,
         absent=(bundle, *absent),
+        points=points_of(plan),
     )
 
 
@@ -162,6 +166,7 @@ def _of_bundle(path: Path) -> Facts:
         costs=costs,
         searched=searched,
         absent=absent,
+        points=None if plan is None else points_of(plan),
     )
 
 

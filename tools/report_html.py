@@ -184,11 +184,15 @@ def _latency(facts: Facts, bench: Mapping[str, Latency] | None) -> str:
 
 
 def _pareto_section(facts: Facts, points: Sequence[Point] | None) -> str:
+    predicted = points is None
+    points = facts.points if points is None else points
     if points is None:
         return ""
     threshold = facts.searched.threshold if facts.searched else None
     words = "Each dot is a plan; the line joins those that no other one beats in both."
     ring = " The ring is this plan." if any(p.threshold == threshold for p in points) else ""
+    if predicted:
+        words += " Costs are predicted; losses are those of final latents, at the same seed."
     chart = pareto_chart(points, threshold)
     head = _head("Cost against loss", words + (ring if threshold is not None else ""))
     return f'<section id="pareto">{head}<div class="scroll">{chart}</div></section>'
@@ -220,7 +224,7 @@ def _not_given(facts: Facts, extras: Extras) -> list[Absent]:
         how = "" if facts.buckets else "compile the plan, then "
         why = f"no --bench given: {how}ditc bench BUNDLE --json > bench.json"
         found.append(Absent("Measured latency", why))
-    if extras.points is None:
+    if extras.points is None and facts.points is None:
         found.append(Absent("Cost against loss", "no --pareto given: a JSON list of plans"))
     if extras.demo is None:
         found.append(Absent("Quality and images", "no --demo given: the folder of ditc demo"))
@@ -286,5 +290,7 @@ def _data(facts: Facts, bench: Mapping[str, Latency] | None) -> dict[str, object
             for row in searched.losses
         ],
         "thresholds": searched and searched.thresholds,
+        "target": searched and searched.target,
+        "gated": searched and [[index[name] for name in cell] for cell in searched.gated],
         "latency": latency,
     }

@@ -1,13 +1,25 @@
 """What a plan tells a report beside its methods: costs of its cells, and what its search tried."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from .report_extras import Point
+
 if TYPE_CHECKING:
     from ditc.passes import Plan
 
-__all__ = ["Absent", "Costs", "Searched", "costs_of", "notes_of", "scaled", "searched_of"]
+__all__ = [
+    "Absent",
+    "Costs",
+    "Searched",
+    "costs_of",
+    "notes_of",
+    "points_of",
+    "scaled",
+    "searched_of",
+]
 
 FIT = 1e-3
 """How far, as a share, a plan's multiply-adds may lie from a bundle's: rounding of halves."""
@@ -62,11 +74,15 @@ class Searched:
         losses: for each step and site, method and loss in the order they were tried.
         thresholds: loss allowed at each site, None where the search isn't known to have any.
         threshold: δ.
+        target: what latencies were measured on that ruled methods out, None without.
+        gated: methods that they ruled out, by site.
     """
 
     losses: tuple[tuple[tuple[tuple[str, float], ...], ...], ...]
     thresholds: tuple[float, ...] | None
     threshold: float | None
+    target: str | None = None
+    gated: tuple[tuple[str, ...], ...] = ()
 
 
 def costs_of(plan: "Plan", rows: Sequence[Sequence[str]], kept: Sequence[frozenset[str]]) -> Costs:
@@ -122,14 +138,23 @@ def searched_of(plan: "Plan") -> tuple[Searched | None, tuple[Absent, ...]]:
         )
         for row in plan.losses
     )
-    if plan.origin is None or plan.origin.search != "greedy":
-        why = "the plan doesn't say that a greedy search found it"
+    if plan.origin is None or plan.origin.search not in ("greedy", "local", "ilp"):
+        why = "the plan doesn't say that a search of ditc found it"
         return Searched(losses, None, None), (Absent("Thresholds of sites", why),)
-    from .decisions import threshold_of
+    from .decisions import error_limit, threshold_of
 
     delta, count = plan.origin.threshold, len(plan.sites)
-    limits = tuple(threshold_of(delta, number, count) for number in range(count))
-    return Searched(losses, limits, delta), ()
+    limits = tuple(
+        error_limit(delta, count)
+        if plan.origin.search == "ilp"
+        else threshold_of(delta, number, count)
+        for number in range(count)
+    )
+    gate = plan.origin.gate
+    if gate is None:
+        return Searched(losses, limits, delta), ()
+    gated = tuple(tuple(map(str, gate.refused.get(site, ()))) for site in plan.sites)
+    return Searched(losses, limits, delta, gate.target, gated), ()
 
 
 def notes_of(plan: "Plan") -> tuple[tuple[str, str], ...]:
@@ -140,4 +165,32 @@ def notes_of(plan: "Plan") -> tuple[tuple[str, str], ...]:
     origin = plan.origin
     samples = f"{origin.samples} sample{'s' if origin.samples > 1 else ''}"
     found = f"{origin.search} search, δ = {origin.threshold:g}, {samples}, seed {origin.seed}"
-    return (*scale, ("found by", found))
+    return (*scale, ("found by", found), *_gate_notes(plan))
+
+
+def _gate_notes(plan: "Plan") -> tuple[tuple[str, str], ...]:
+    gate = plan.origin.gate if plan.origin else None
+    if gate is None:
+        return ()
+    if not gate.refused:
+        return (("refused as not faster", f"nothing, on {gate.target}"),)
+    counts = Counter(str(method) for methods in gate.refused.values() for method in methods)
+    total = len(plan.sites)
+    words = ", ".join(f"{name} at {count} of {total} sites" for name, count in counts.items())
+    return (("refused as not faster", f"{words}, on {gate.target}"),)
+
+
+def points_of(plan: "Plan") -> tuple[Point, ...] | None:
+    """Return what a search for a budget tried, as points of cost and loss; None without one."""
+    if plan.pareto is None:
+        return None
+    return tuple(
+        Point(
+            cost=tried.multiply_adds_left if tried.latency_ms is None else tried.latency_ms,
+            measured=tried.latency_ms is not None,
+            loss=tried.loss,
+            threshold=tried.threshold,
+            label=f"δ {tried.threshold:g}",
+        )
+        for tried in plan.pareto
+    )

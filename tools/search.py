@@ -1,88 +1,125 @@
-"""Search a plan greedily, exactly as the paper does.
+"""Search a plan: greedily as the paper does, locally, or by a 0/1 program a step.
 
-Source: DiTFastAttn (arXiv 2406.08552), section 3.4: step by step, layer by layer, the most
-aggressive method whose error on the whole model's output stays under a threshold.
+Sources: DiTFastAttn (arXiv 2406.08552), section 3.4: step by step, layer by layer, the most
+aggressive method whose error on the whole model's output stays under a threshold; DiTFastAttnV2
+(arXiv 2503.22796): errors at the layer itself, and a 0/1 program.
 """
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from importlib.metadata import version
+from typing import Protocol
 
 import numpy as np
+import torch
 
-from ditc.passes import Method, Origin, Plan, Program, Window
-from ditc.passes.pieces import cut
+from ditc.passes import Method, Origin, Plan
 from ditc.runtime.errors import PlanError
 from ditc.runtime.sampler import SamplerTable
 
-from .decisions import METRIC, Checkpoint, Decided, Found
-from .stepping import StepSearch
+from .decisions import METRICS, Checkpoint, Decided, Found
+from .ilp_steps import IlpSteps
+from .local_steps import LocalSteps
+from .space import Space
+from .stepping import GreedySteps
 from .trajectory import Trajectory
 
-__all__ = ["greedy"]
+__all__ = ["SEARCHES", "find"]
 
 LARGEST_SCALE = 1e12  # that a plan may state
 
 
-def greedy(
-    program: Program,
+class Steps(Protocol):
+    """What decides the steps of a search."""
+
+    multiply_adds: int
+    plain_multiply_adds: int
+
+    def decide(self, step: int, inputs: Mapping[str, torch.Tensor]) -> tuple[Decided, torch.Tensor]:
+        """Decide every site of a step, and return its output too."""
+
+    def snapshot(self) -> Mapping[str, torch.Tensor]:
+        """Return the tensors to go on from."""
+
+    def restore(self, snapshot: Mapping[str, torch.Tensor], last: Decided) -> None:
+        """Go on from a snapshot, behind a step."""
+
+
+SEARCHES: Mapping[str, Callable[[Space, float], Steps]] = {
+    "greedy": GreedySteps,
+    "local": LocalSteps,
+    "ilp": IlpSteps,
+}
+"""The searches by name, in the order of what they cost, dearest first."""
+
+
+def find(
+    search: str,
+    space: Space,
     table: SamplerTable,
     threshold: float,
     *,
     guidance_scale: float = 1.0,
     seed: int = 0,
-    windows: Mapping[str, Window] | None = None,
     resume: Checkpoint | None = None,
     on_step: Callable[[Checkpoint], object] | None = None,
 ) -> Found:
-    """Find a plan: step by step, site by site, the first candidate under the threshold.
+    """Find a plan, step by step; sampling goes on from the compressed output.
+
+    - `greedy`: a site takes the first candidate whose loss on the whole model's output is under
+      δ·i/M for site i of M. Sees what later layers do with an error; costs about a run of the
+      model for every candidate.
+    - `local`: the same candidates, order and thresholds, but the loss is that of the site's own
+      output. Blind to later layers; costs one run of the model a step and the sites' other forms.
+    - `ilp`: in each step the methods that save most while the sites' relative squared errors, each
+      measured with all other sites full, add up to δ at most; one that errs 1.5·δ/M or more by
+      itself is ruled out. Costs two runs of the model a step and the sites' other forms.
 
     Args:
-        program: the captured model, its batch the calibration samples (twice with CFG); the
-            conditioning is what it was captured with.
+        search: `greedy`, `local` or `ilp`.
+        space: what it may choose from; the conditioning is what the program was captured with.
         table: the sampler, whose number of steps is the plan's.
-        threshold: δ; site i of M may err by δ·i/M on the whole model's output.
+        threshold: δ, a positive number; of another scale for `ilp`, whose errors are squared.
         guidance_scale: scale of classifier-free guidance; ignored without.
         seed: of the initial latents and the sampler's noise.
-        windows: window of each site to compress, the default one of every eligible site if None.
         resume: where an earlier search with the same arguments was; it goes on behind that, to
             the very same plan.
         on_step: called after each step with where the search is.
 
     Raises:
-        PlanError: if threshold or guidance scale are no numbers for it, nothing is eligible, or
-            the model returns numbers that aren't finite.
+        PlanError: if search, threshold or guidance scale are none that it knows, or the model
+            returns numbers that aren't finite.
     """
+    if search not in SEARCHES:
+        raise PlanError(f"search {search!r} is not known: expected {', '.join(SEARCHES)}")
     if not (np.isfinite(threshold) and threshold > 0):
         raise PlanError(f"threshold is {threshold}, expected a positive number")
     if not abs(guidance_scale) <= LARGEST_SCALE:
         raise PlanError(
             f"guidance scale is {guidance_scale}, expected a number up to {LARGEST_SCALE:g}"
         )
-    plan = Plan.uniform(program, table.steps, Method.FULL, scheduler=table.scheduler)
-    chosen = dict(plan.windows) if windows is None else dict(windows)
-    if not chosen:
-        raise PlanError("the program has no site that can be compressed")
+    program = space.program
     trajectory = Trajectory(program, table, guidance_scale, seed)
-    search = StepSearch(program, cut(program, chosen), chosen, threshold)
+    steps = SEARCHES[search](space, threshold)
     record: list[Decided] = []
     if resume is not None and resume.steps:
         record.extend(resume.steps)
-        search.restore(resume.slots, resume.steps[-1])
+        steps.restore(resume.slots, resume.steps[-1])
         trajectory.restore(len(record), resume.trajectory)
     for step in range(len(record), table.steps):
-        new, output = search.decide(step, trajectory.inputs(step))
+        new, output = steps.decide(step, trajectory.inputs(step))
         record.append(new)
         trajectory.advance(step, output)
         if on_step is not None:
-            on_step(Checkpoint(tuple(record), search.snapshot(), trajectory.snapshot()))
+            on_step(Checkpoint(tuple(record), steps.snapshot(), trajectory.snapshot()))
+    metric, samples = METRICS[search], trajectory.samples
     found = replace(
-        plan,
-        windows=chosen,
+        Plan.uniform(program, table.steps, Method.FULL, scheduler=table.scheduler),
+        windows=space.windows,
         cells=tuple(step.methods for step in record),
         losses=tuple(step.losses for step in record),
         guidance_scale=guidance_scale if program.cfg else None,
-        origin=Origin("greedy", threshold, METRIC, seed, trajectory.samples, version("ditc")),
+        origin=Origin(search, threshold, metric, seed, samples, version("ditc"), space.gate),
     )
     found.check(program)
-    return Found(found, search.multiply_adds, search.plain_multiply_adds)
+    return Found(found, steps.multiply_adds, steps.plain_multiply_adds, trajectory.latents)

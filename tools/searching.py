@@ -1,30 +1,29 @@
-"""`ditc search`: a model and a threshold in, a plan out; stopped, it goes on where it was."""
+"""`ditc search`: a model and a threshold or a budget in, a plan out; stopped, it goes on."""
 
 import argparse
 import hashlib
-import json
 import sys
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
+from dataclasses import replace
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
 from ditc.export import sampler_table
-from ditc.passes import Method, Program
+from ditc.passes import Method, Plan, Program, Tried
 from ditc.runtime.errors import DitcError
 from ditc.runtime.sampler import SamplerTable
 
-from .decisions import METRIC, Checkpoint, Decided, Found
+from .budget import least_threshold, limit_of
+from .decisions import METRICS, Checkpoint, Found, relative_loss
+from .journal import Journal, Results
+from .latencies import Latencies
 from .models import load_recording, parse_call
 from .progress import progress
-from .search import greedy
+from .search import find
+from .space import Space, space_of
 
-__all__ = ["Journal", "search"]
+__all__ = ["search"]
 
-SLOTS, TRAJECTORY = "slots/", "trajectory/"
+THRESHOLD = 0.1
 
 
 def search(options: argparse.Namespace) -> None:
@@ -34,46 +33,136 @@ def search(options: argparse.Namespace) -> None:
     same arguments goes on from there, and ends in the same plan.
 
     Raises:
-        DitcError: if model, threshold or place are at fault.
+        DitcError: if model, threshold, budget, latencies or place are at fault.
     """
     if not options.out.parent.is_dir():
         raise DitcError(f"--out {options.out}: there is no folder {options.out.parent}")
+    if options.budget_ms is not None and options.latency is None:
+        raise DitcError(
+            "--budget-ms needs --latency, a file of 'ditc bench MODEL --sites': without it no "
+            "milliseconds are known; --speedup goes by multiply-adds then"
+        )
+    latencies = None if options.latency is None else Latencies.load(options.latency)
     call = parse_call(options.call)
     recording = load_recording(options.model, options.steps, call, options.calibration)
     program = recording.capture()
     table = sampler_table(recording.scheduler, options.steps)
-    journal = Journal(
-        options.out.with_name(options.out.name + ".journal"), _arguments(options, program, table)
-    )
-    known = journal.read()
-    if known is not None:
-        sys.stderr.write(f"going on behind step {len(known.steps) - 1}\n")
-    with progress("search", table.steps - (len(known.steps) if known else 0)) as advance:
-
-        def keep(checkpoint: Checkpoint) -> None:
-            journal.write(checkpoint)
-            advance()
-
-        found = greedy(
-            program,
-            table,
-            options.threshold,
-            guidance_scale=options.guidance_scale,
-            seed=options.seed,
-            resume=known,
-            on_step=keep,
-        )
+    space = space_of(program, latencies=latencies)
+    seeker = _Seeker(options, space, table)
+    if options.speedup is None and options.budget_ms is None:
+        found = seeker.find(THRESHOLD if options.threshold is None else options.threshold)
+        plan, note = found.plan, _computed(found, options.search)
+    else:
+        plan, note = seeker.within_budget()
     written = options.out.with_name(options.out.name + ".new")
-    found.plan.save(written)
+    plan.save(written)
     written.replace(options.out)
-    journal.remove()
-    sys.stdout.write(_summary(options.out, found))
+    seeker.forget()
+    left = plan.site_multiply_adds() / ((plan.cost.full - plan.cost.rest) * plan.steps)
+    sys.stdout.write(
+        f"{options.out}: {left:.1%} of attention left{_promised(space, plan)}; {note}\n"
+    )
 
 
-def _arguments(
-    options: argparse.Namespace, program: Program, table: SamplerTable
-) -> dict[str, object]:
-    """Return everything that the plan depends on, as JSON values."""
+class _Seeker:
+    """Searches as the options ask, its journals beside the plan's place."""
+
+    def __init__(self, options: argparse.Namespace, space: Space, table: SamplerTable) -> None:
+        self._options = options
+        self._space = space
+        self._table = table
+        self._arguments = _arguments(options, space, table)
+        self._place = options.out.with_name(options.out.name + ".journal")
+        self._tried = options.out.with_name(options.out.name + ".tried")
+
+    def find(self, threshold: float) -> Found:
+        """Search with a threshold, going on where the journal ends."""
+        return self._find(self._options.search, self._space, threshold, "search")
+
+    def within_budget(self) -> tuple[Plan, str]:
+        """Search with one threshold after the other; return the plan taken and a note on it."""
+        options, space = self._options, self._space
+        full = Plan.uniform(space.program, self._table.steps, Method.FULL)
+        asked = {"speedup": options.speedup, "budget_ms": options.budget_ms}
+        limit = limit_of(space, full, options.search, **asked)
+        results = Results(self._tried, {**self._arguments, **asked})
+        if results.uncompressed is None:
+            nothing = replace(space, candidates=dict.fromkeys(space.candidates, ()))
+            latents = self._find("local", nothing, 1.0, "uncompressed").latents
+            results.keep_uncompressed(torch.from_numpy(latents))
+        reference = results.uncompressed
+        assert reference is not None
+
+        def meets(threshold: float) -> bool:
+            if threshold not in results.plans:
+                label = f"search, δ = {threshold:g}"
+                found = self._find(options.search, space, threshold, label)
+                loss = relative_loss(reference, torch.from_numpy(found.latents))
+                tried = _tried(space, found.plan, threshold, loss)
+                results.keep(replace(found.plan, pareto=(tried,)), threshold)
+            return space.predicted(results.plans[threshold]) <= limit
+
+        taken = least_threshold(options.search, len(space.windows), meets)
+        points = [point for _, plan in sorted(results.plans.items()) for point in plan.pareto or ()]
+        note = f"δ = {taken:g}, the least of {len(points)} tried that meets the budget"
+        return replace(results.plans[taken], pareto=tuple(points)), note
+
+    def forget(self) -> None:
+        """Remove the journals: the plan is written."""
+        self._place.unlink(missing_ok=True)
+        self._tried.unlink(missing_ok=True)
+
+    def _find(self, search: str, space: Space, threshold: float, label: str) -> Found:
+        arguments = {**self._arguments, "search": search, "threshold": threshold, "label": label}
+        journal = Journal(self._place, {**arguments, "metric": METRICS[search]})
+        known = journal.read()
+        if known is not None:
+            sys.stderr.write(f"going on behind step {len(known.steps) - 1}\n")
+        left = self._table.steps - (len(known.steps) if known else 0)
+        with progress(label, left) as advance:
+
+            def keep(checkpoint: Checkpoint) -> None:
+                journal.write(checkpoint)
+                advance()
+
+            return find(
+                search,
+                space,
+                self._table,
+                threshold,
+                guidance_scale=self._options.guidance_scale,
+                seed=self._options.seed,
+                resume=known,
+                on_step=keep,
+            )
+
+
+def _tried(space: Space, plan: Plan, threshold: float, loss: float) -> Tried:
+    latencies = space.latencies
+    latency_ms = None if latencies is None else latencies.predicted_ms(plan)
+    left = plan.cost.rest * plan.steps + plan.site_multiply_adds()
+    return Tried(threshold, loss, latency_ms, left / (plan.cost.full * plan.steps))
+
+
+def _promised(space: Space, plan: Plan) -> str:
+    """Return what the latencies promise; without any, nothing is promised but multiply-adds."""
+    if space.latencies is None:
+        return f", {space.predicted(plan):.1%} of the model"
+    ms, whole = space.predicted(plan), space.latencies.step_ms * plan.steps
+    return f", {ms:.4g} ms a generation predicted, {whole / ms:.2f} times as fast"
+
+
+def _computed(found: Found, search: str) -> str:
+    if search == "greedy":
+        spent = found.multiply_adds / found.plain_multiply_adds
+        return f"the search computed {spent:.0%} of what whole runs of the model would have"
+    spent = found.multiply_adds / (found.plan.cost.full * found.plan.steps)
+    return f"the search computed as much as {spent:.1f} uncompressed generations"
+
+
+def _arguments(options: argparse.Namespace, space: Space, table: SamplerTable) -> dict[str, object]:
+    """Return what any plan found depends on, search and threshold aside, as JSON values."""
+    program = space.program
     return {
         "model": program.identity.model,
         "config_sha256": program.identity.config_sha256,
@@ -81,10 +170,10 @@ def _arguments(
         "tensors_sha256": _digest(program),
         "cfg": program.cfg,
         "sampler": table.to_json(),
-        "metric": METRIC,
-        "threshold": options.threshold,
         "guidance_scale": options.guidance_scale,
         "seed": options.seed,
+        "search": options.search,
+        "latencies": space.latencies and space.latencies.to_json(),
     }
 
 
@@ -98,84 +187,3 @@ def _digest(program: Program) -> str:
             digest.update(name.encode())
             digest.update(value.detach().cpu().reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
-
-
-def _summary(out: Path, found: Found) -> str:
-    plan = found.plan
-    full = (plan.cost.full - plan.cost.rest) * plan.steps
-    left = plan.site_multiply_adds()
-    spent = found.multiply_adds / found.plain_multiply_adds
-    return (
-        f"{out}: {left / full:.1%} of attention left; the search computed {spent:.0%} of what "
-        "whole runs of the model would have\n"
-    )
-
-
-class Journal:
-    """Where a search is, on disk: one safetensors file, replaced whole after every step."""
-
-    def __init__(self, path: Path, arguments: Mapping[str, object]) -> None:
-        self.path = path
-        self._arguments = json.dumps(arguments, sort_keys=True)
-
-    def read(self) -> Checkpoint | None:
-        """Return where a search with the same arguments was, None if there is nothing of it."""
-        try:
-            with safe_open(self.path, "pt") as file:
-                about = file.metadata() or {}
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except (OSError, SafetensorError):
-            return None
-        if about.get("arguments") != self._arguments:
-            return None
-        return Checkpoint(
-            steps=tuple(_parse(step) for step in json.loads(about["steps"])),
-            slots=_part(tensors, SLOTS),
-            trajectory=_part(tensors, TRAJECTORY),
-        )
-
-    def write(self, checkpoint: Checkpoint) -> None:
-        """Replace the file by where the search is now."""
-        tensors = {f"{SLOTS}{name}": value for name, value in checkpoint.slots.items()}
-        tensors |= {f"{TRAJECTORY}{name}": value for name, value in checkpoint.trajectory.items()}
-        about = {
-            "arguments": self._arguments,
-            "steps": json.dumps([_record(step) for step in checkpoint.steps]),
-        }
-        whole = {name: value.contiguous().clone() for name, value in tensors.items()}
-        unfinished = self.path.with_name(self.path.name + ".new")
-        save_file(whole, unfinished, metadata=about)
-        unfinished.replace(self.path)
-
-    def remove(self) -> None:
-        """Remove the file: the plan is written."""
-        self.path.unlink(missing_ok=True)
-
-
-def _part(tensors: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
-    return {
-        name.removeprefix(prefix): value
-        for name, value in tensors.items()
-        if name.startswith(prefix)
-    }
-
-
-def _record(step: Decided) -> dict[str, object]:
-    return {
-        "methods": step.methods,
-        "losses": step.losses,
-        "multiply_adds": step.multiply_adds,
-        "plain_multiply_adds": step.plain_multiply_adds,
-    }
-
-
-def _parse(record: dict[str, Any]) -> Decided:
-    return Decided(
-        methods={site: Method(name) for site, name in record["methods"].items()},
-        losses={
-            site: {Method(name): loss for name, loss in tried.items()}
-            for site, tried in record["losses"].items()
-        },
-        multiply_adds=record["multiply_adds"],
-        plain_multiply_adds=record["plain_multiply_adds"],
-    )

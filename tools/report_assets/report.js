@@ -57,6 +57,10 @@ function aboutCell(step, site) {
   const nodes = [make("b", "step " + step), make("div", data.sites[site], "site")];
   nodes.push(methodLine(data.cells[step][site]));
   if (data.losses) nodes.push(lossTable(step, site));
+  if (data.target && data.gated[site].length) {
+    const names = data.gated[site].map((number) => data.methods[number]).join(", ");
+    nodes.push(make("div", "never tried, not faster than full on " + data.target + ": " + names, "soft"));
+  }
   if (data.spent) {
     const spent = data.spent[step][site];
     const full = data.full[site];

@@ -1,0 +1,89 @@
+"""How a plan was found, and what else was tried."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from .method import Method
+
+__all__ = ["Gate", "Origin", "Tried"]
+
+
+@dataclass(frozen=True)
+class Gate:
+    """Methods that a search never tried, since they aren't faster on the target.
+
+    Attributes:
+        target: where that was measured, such as `onnx, CPUExecutionProvider`.
+        refused: methods by site; sites where none was refused are left out.
+    """
+
+    target: str
+    refused: Mapping[str, tuple[Method, ...]]
+
+
+@dataclass(frozen=True)
+class Origin:
+    """How a plan was found.
+
+    Attributes:
+        search: name of the search: `greedy`, `local` or `ilp`.
+        threshold: δ, the loss allowed at the last site, or for `ilp` in a step.
+        metric: name of the loss.
+        seed: of the latents that the search sampled from.
+        samples: how many it calibrated on.
+        ditc: version that searched.
+        gate: what measured latencies ruled out, None if the search had none.
+    """
+
+    search: str
+    threshold: float
+    metric: str
+    seed: int
+    samples: int
+    ditc: str
+    gate: Gate | None = None
+
+    def to_json(self) -> dict[str, object]:
+        """Return what a plan file holds of it."""
+        record: dict[str, object] = {
+            "search": self.search,
+            "threshold": self.threshold,
+            "metric": self.metric,
+            "seed": self.seed,
+            "samples": self.samples,
+            "ditc": self.ditc,
+        }
+        if self.gate is not None:
+            record["target"] = self.gate.target
+            record["gated"] = {
+                site: [str(method) for method in methods]
+                for site, methods in self.gate.refused.items()
+            }
+        return record
+
+
+@dataclass(frozen=True)
+class Tried:
+    """A plan that a search for a budget came by.
+
+    Attributes:
+        threshold: δ it was searched with.
+        loss: the loss of its final latents against uncompressed ones of the same seed.
+        latency_ms: predicted for a generation from measured latencies; None without.
+        multiply_adds_left: share of the model's multiply-adds in a generation.
+    """
+
+    threshold: float
+    loss: float
+    latency_ms: float | None
+    multiply_adds_left: float
+
+    def to_json(self) -> dict[str, object]:
+        """Return what a plan file holds of it."""
+        known = {} if self.latency_ms is None else {"latency_ms": self.latency_ms}
+        return {
+            "threshold": self.threshold,
+            "loss": self.loss,
+            **known,
+            "multiply_adds_left": self.multiply_adds_left,
+        }

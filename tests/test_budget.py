@@ -1,0 +1,77 @@
+"""Budgets: the least threshold that meets one, and budgets that can't be met."""
+
+import pytest
+
+from ditc.passes import Method, Plan
+from ditc.runtime.errors import PlanError
+from ditc.tools.budget import least_threshold, limit_of
+from ditc.tools.space import space_of
+
+from .samples import sample
+from .test_latencies import made
+
+
+@pytest.mark.parametrize("search", ["greedy", "local", "ilp"])
+@pytest.mark.parametrize("needed", [3e-5, 0.02, 0.1, 0.11, 1.7, 5.9])
+def test_finds_the_least_threshold_to_within_a_tenth(search: str, needed: float) -> None:
+    tried: list[float] = []
+
+    def meets(threshold: float) -> bool:
+        tried.append(threshold)
+        return threshold >= needed
+
+    found = least_threshold(search, 3, meets)
+    assert needed <= found <= needed * 1.11
+    assert found == min(threshold for threshold in tried if threshold >= needed)
+    assert len(tried) == len(set(tried)) <= 16
+
+
+def test_a_budget_that_any_threshold_meets() -> None:
+    assert least_threshold("local", 3, lambda _: True) < 1e-5
+
+
+def test_a_budget_that_none_meets() -> None:
+    with pytest.raises(PlanError, match="no threshold up to"):
+        least_threshold("local", 3, lambda _: False)
+
+
+def test_what_a_generation_may_take() -> None:
+    program = sample("dit", "cond-first").program
+    space = space_of(program, latencies=made(program))
+    full = Plan.uniform(program, 4, Method.FULL)
+
+    def limit(speedup: float | None = None, budget_ms: float | None = None) -> float:
+        return limit_of(space, full, "local", speedup=speedup, budget_ms=budget_ms)
+
+    assert limit(speedup=1.25) == 400 / 1.25
+    assert limit(budget_ms=350.0) == 350.0
+    # at best three steps save 9 ms at each of three sites
+    with pytest.raises(PlanError, match=r"speedup of 1\.3 is out of reach: the best is 1\.254, w"):
+        limit(speedup=1.3)
+    with pytest.raises(PlanError, match="budget of 318 ms is out of reach: the best is 319 ms"):
+        limit(budget_ms=318.0)
+    with pytest.raises(PlanError, match="budget of 400 ms needs no plan: uncompressed it is 400"):
+        limit(budget_ms=400.0)
+    with pytest.raises(PlanError, match="speedup of 1 needs no plan"):
+        limit(speedup=1.0)
+    for wrong in (0.0, -1.0, float("nan"), float("inf")):
+        with pytest.raises(PlanError, match="expected a positive number"):
+            limit(speedup=wrong)
+
+
+def test_the_best_minds_what_was_refused() -> None:
+    program = sample("dit", "cond-first").program
+    full = Plan.uniform(program, 4, Method.FULL)
+    space = space_of(program, latencies=made(program, ast=12.0))
+    with pytest.raises(PlanError, match=r"best is 1\.\d+, with .* and 3 methods refused as not"):
+        limit_of(space, full, "ilp", speedup=2.0, budget_ms=None)
+
+
+def test_without_latencies_a_speedup_is_one_of_multiply_adds() -> None:
+    program = sample("dit", "cond-first").program
+    space = space_of(program)
+    full = Plan.uniform(program, 4, Method.FULL)
+    assert limit_of(space, full, "greedy", speedup=1.1, budget_ms=None) == 1 / 1.1
+    best = space.cost.full * 4 / (space.cost.full + 3 * space.cost.rest)
+    with pytest.raises(PlanError, match=f"the best is {best:.3f}, with every error allowed$"):
+        limit_of(space, full, "greedy", speedup=100.0, budget_ms=None)

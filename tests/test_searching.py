@@ -1,0 +1,142 @@
+"""`ditc search`: searches that are stopped, budgets, gates, and options at fault."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from ditc.passes import Method, Plan
+from ditc.tools import journal
+from ditc.tools.cli import main
+from ditc.tools.models import demo_recording
+
+from .test_latencies import made
+
+Capture = pytest.CaptureFixture[str]
+COMMON = ("search", "demo", "--steps", "4", "--calibration", "1", "--seed", "3")
+
+
+class StoppedError(Exception):
+    pass
+
+
+def stopped(options: tuple[str, ...], place: Path, writes: int) -> None:
+    """Let the journal be written so many times, then stop as if killed behind the next."""
+    write, done = journal.Journal.write, []
+
+    def counted(self: journal.Journal, checkpoint: object) -> None:
+        write(self, checkpoint)  # type: ignore[arg-type]
+        done.append(1)
+        if len(done) > writes:
+            raise StoppedError
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(journal.Journal, "write", counted)
+        with pytest.raises(StoppedError):
+            main([*options, "-o", str(place)])
+
+
+@pytest.fixture(scope="module")
+def latency(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Made-up latencies of the demo: windows slower than full attention."""
+    path = tmp_path_factory.mktemp("latency") / "latency.json"
+    made(demo_recording().capture(), **{"wa-rs": 12.0, "wa-rs+asc": 11.0}).save(path)
+    return path
+
+
+@pytest.mark.parametrize("search", ["local", "ilp"])
+def test_stopped_it_ends_in_the_same_plan(search: str, tmp_path: Path, capsys: Capture) -> None:
+    options = (*COMMON, "--search", search, "--threshold", "0.5")
+    assert main([*options, "-o", str(tmp_path / "whole.json")]) == 0
+    out = capsys.readouterr().out
+    assert "the search computed as much as " in out
+    for writes in (0, 2):
+        place = tmp_path / "plan.json"
+        stopped(options, place, writes)
+        capsys.readouterr()
+        assert main([*options, "-o", str(place)]) == 0
+        assert f"going on behind step {writes}\n" in capsys.readouterr().err
+        assert place.read_bytes() == (tmp_path / "whole.json").read_bytes()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["plan.json", "whole.json"]
+
+
+def test_a_journal_of_another_search_is_not_gone_on_with(tmp_path: Path, capsys: Capture) -> None:
+    place = tmp_path / "plan.json"
+    stopped((*COMMON, "--search", "local"), place, 1)
+    capsys.readouterr()
+    assert main([*COMMON, "--search", "ilp", "-o", str(place)]) == 0
+    assert "going on" not in capsys.readouterr().err
+
+
+def test_a_budget_is_met_and_stopped_it_ends_in_the_same_plan(
+    tmp_path: Path, latency: Path, capsys: Capture
+) -> None:
+    options = (*COMMON, "--search", "local", "--latency", str(latency), "--budget-ms", "290")
+    whole = tmp_path / "whole.json"
+    assert main([*options, "-o", str(whole)]) == 0
+    printed = capsys.readouterr().out
+    assert " ms a generation predicted, " in printed
+    assert "the least of " in printed
+    plan = Plan.load(whole)
+    assert plan.pareto is not None
+    assert plan.origin is not None
+    taken = {tried.threshold: tried for tried in plan.pareto}[plan.origin.threshold]
+    assert taken.latency_ms is not None
+    assert taken.latency_ms <= 290
+    met = [t.threshold for t in plan.pareto if t.latency_ms is not None and t.latency_ms <= 290]
+    assert min(met) == plan.origin.threshold
+    assert [t.threshold for t in plan.pareto] == sorted(t.threshold for t in plan.pareto)
+    # the same threshold by itself is the same plan
+    again = tmp_path / "again.json"
+    delta = ("--threshold", str(plan.origin.threshold))
+    assert main([*options[:-2], *delta, "-o", str(again)]) == 0
+    assert Plan.load(again).cells == plan.cells
+    for writes in (2, 9):  # within the uncompressed generation, and behind a search
+        place = tmp_path / "plan.json"
+        stopped(options, place, writes)
+        assert main([*options, "-o", str(place)]) == 0
+        assert place.read_bytes() == whole.read_bytes()
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert names == ["again.json", "plan.json", "whole.json"]
+
+
+def test_what_was_refused_is_told(tmp_path: Path, latency: Path, capsys: Capture) -> None:
+    place = tmp_path / "plan.json"
+    for search in ("greedy", "local", "ilp"):
+        options = ("--search", search, "--latency", str(latency), "--threshold", "3")
+        assert main([*COMMON, *options, "-o", str(place)]) == 0
+        plan = Plan.load(place)
+        assert {method for row in plan.cells for method in row.values()} <= {
+            Method.FULL,
+            Method.ASC,
+            Method.AST,
+        }
+        found = json.loads(place.read_text())["found"]
+        assert found["target"] == "onnx, CPUExecutionProvider"
+        assert found["gated"] == {site: ["wa-rs+asc", "wa-rs"] for site in plan.sites}
+    capsys.readouterr()
+    assert main(["inspect", str(place), "--why", "1", plan.sites[0]]) == 0
+    out = capsys.readouterr().out
+    assert "wa-rs      never tried: not faster than full here on onnx, CPUExecutionProvider" in out
+    assert main(["report", str(place), "-o", str(tmp_path / "report.html")]) == 0
+    page = (tmp_path / "report.html").read_text()
+    assert "wa-rs+asc at 6 of 6 sites, wa-rs at 6 of 6 sites, on onnx, CPUExecution" in page
+    assert '"target":"onnx, CPUExecutionProvider"' in page
+
+
+def test_options_at_fault(tmp_path: Path, latency: Path, capsys: Capture) -> None:
+    place = str(tmp_path / "plan.json")
+
+    def told(*options: str) -> str:
+        assert main([*COMMON, "-o", place, *options]) == 1
+        assert not list(tmp_path.iterdir())
+        return capsys.readouterr().err
+
+    assert "--budget-ms needs --latency, a file of 'ditc bench" in told("--budget-ms", "10")
+    assert "latencies none.json: can't be read" in told("--latency", "none.json")
+    assert "is out of reach: the best is " in told("--speedup", "50", "--search", "local")
+    assert "needs no plan" in told("--speedup", "0.9")
+    assert "budget is nan" in told("--latency", str(latency), "--budget-ms", "nan")
+    with pytest.raises(SystemExit):
+        main([*COMMON, "-o", place, "--speedup", "2", "--threshold", "0.1"])
+    assert "not allowed with argument" in capsys.readouterr().err

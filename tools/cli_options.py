@@ -1,0 +1,62 @@
+"""Options of the `ditc` command: those of a search, and types that several commands use."""
+
+import argparse
+from pathlib import Path
+
+__all__ = ["add_search_options", "positive", "seed"]
+
+
+def add_search_options(parser: argparse.ArgumentParser) -> None:
+    """Add what `ditc search` takes."""
+    parser.add_argument("model", metavar="MODEL", help="as for compile")
+    parser.add_argument("-o", "--out", type=Path, required=True, help="plan file to write")
+    parser.add_argument("--steps", type=positive, default=20, help="denoising steps (20)")
+    parser.add_argument(
+        "--search",
+        choices=("greedy", "local", "ilp"),
+        default="greedy",
+        help="greedy: by the whole model's output, about a run of the model a candidate; local: by "
+        "the site's own output, about one run a step, blind to what later layers make of an error; "
+        "ilp: at the site too, all sites of a step at once, about two runs a step; its δ is of "
+        "squared errors (greedy)",
+    )
+    parser.add_argument(
+        "--latency",
+        type=Path,
+        help="what 'ditc bench MODEL --sites' measured: no method that isn't faster there is tried",
+    )
+    goal = parser.add_mutually_exclusive_group()
+    goal.add_argument("--threshold", type=float, help="loss allowed, δ (0.1)")
+    goal.add_argument(
+        "--speedup",
+        type=float,
+        help="find the least threshold that is so many times as fast, by --latency if given, else "
+        "by multiply-adds; runs about ten searches, so that local and ilp are the ones to use",
+    )
+    goal.add_argument(
+        "--budget-ms",
+        type=float,
+        help="find the least threshold whose generation takes so long; needs --latency",
+    )
+    parser.add_argument(
+        "--calibration", type=positive, default=4, help="samples (4; demo only, else --call)"
+    )
+    parser.add_argument("--guidance-scale", type=float, default=4.0, help="(4.0)")
+    parser.add_argument("--seed", type=seed, default=0, help="of latents and noise (0)")
+    parser.add_argument("--call", default="{}", help="the pipeline's arguments as a JSON object")
+
+
+def seed(text: str) -> int:
+    """Parse an integer that isn't negative."""
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"{value} is below 0")
+    return value
+
+
+def positive(text: str) -> int:
+    """Parse an integer of at least 1."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value} is not at least 1")
+    return value

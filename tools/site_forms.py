@@ -1,0 +1,166 @@
+"""What a site yields under each method, and what it leaves behind for later steps."""
+
+from collections.abc import Callable, Mapping
+
+import torch
+
+from ditc.passes import Method
+from ditc.passes.pieces import Piece, Pieces, SitePieces
+
+from .decisions import Decided
+from .space import Space
+
+__all__ = ["Forms", "SiteStates", "Values"]
+
+Values = dict[str, torch.Tensor]
+
+
+class SiteStates:
+    """What the slots of all sites hold between steps, and how much a search computed."""
+
+    def __init__(self, space: Space) -> None:
+        self.space = space
+        self.pieces = space.pieces
+        self.outputs: dict[str, Values] = {}
+        self.residuals: dict[str, torch.Tensor] = {}
+        self.multiply_adds = 0
+        self.plain_multiply_adds = 0
+        self._needs = _needed_behind(space.pieces)
+
+    def snapshot(self) -> Values:
+        """Return what the slots hold, by names of their own."""
+        outputs = {
+            f"{site} output {name}": value
+            for site, values in self.outputs.items()
+            for name, value in values.items()
+        }
+        return outputs | {f"{site} residual": value for site, value in self.residuals.items()}
+
+    def restore(self, snapshot: Mapping[str, torch.Tensor], last: Decided) -> None:
+        """Go on with slots as they were when `snapshot` was taken, behind a step."""
+        for part in self.pieces.sites:
+            name = part.site.name
+            self.outputs[name] = {
+                exit_name: snapshot[f"{name} output {exit_name}"] for exit_name in part.site.exits
+            }
+            self.residuals[name] = snapshot[f"{name} residual"]
+        self.multiply_adds = last.multiply_adds
+        self.plain_multiply_adds = last.plain_multiply_adds
+
+    def run(self, piece: Piece, values: Mapping[str, torch.Tensor]) -> Values:
+        """Run a piece and count it."""
+        self.multiply_adds += piece.multiply_adds
+        return piece(values)
+
+    def needed(self, number: int, values: Mapping[str, torch.Tensor]) -> Values:
+        """Return those of the values that are still needed from a stretch of glue on."""
+        return {name: values[name] for name in self._needs[number] if name in values}
+
+    def walk(
+        self, inputs: Mapping[str, torch.Tensor], pick: Callable[[int, "Forms"], Method]
+    ) -> torch.Tensor:
+        """Run a step from front to back, each site with the method that `pick` names there.
+
+        Args:
+            inputs: the program's, by name.
+            pick: given a site's number and its forms, behind all sites in front of it.
+
+        Returns:
+            The program's first output.
+        """
+        values = {**inputs, **self.run(self.pieces.glue[0], inputs)}
+        for number, part in enumerate(self.pieces.sites):
+            forms = Forms(self, part, values)
+            values.update(forms.exits(pick(number, forms)))
+            values.update(self.run(self.pieces.glue[number + 1], values))
+            values = self.needed(number + 1, values)
+        return values[self.pieces.outputs[0]]
+
+
+class Forms:
+    """What a site yields under each method, each computed at most once.
+
+    Args:
+        states: slots of all sites.
+        part: the site.
+        base: what enters the site by name; its exits too, where they are known already.
+    """
+
+    def __init__(self, states: SiteStates, part: SitePieces, base: Values) -> None:
+        self.part = part
+        self._states = states
+        self._base = base
+        self._full: torch.Tensor | None = None
+        self._full_exits: Values | None = None
+        self._window: torch.Tensor | None = None
+        self._windowed_exits: Values | None = None
+
+    def exits(self, method: Method) -> Values:
+        """Return the values of the site's exits."""
+        if method is Method.AST:
+            return self._states.outputs[self.part.site.name]
+        exits = self._windowed() if method.windowed else self._unwindowed()
+        if not method.shares_cfg:
+            return exits
+        return {name: self._shared(value) for name, value in exits.items()}
+
+    def keep(self, method: Method) -> None:
+        """Leave in the slots what a step of this method leaves there."""
+        name = self.part.site.name
+        if method is not Method.AST:
+            self._states.outputs[name] = self.exits(method)
+        if method.runs_full_attention:
+            residual = self._full_output() - self._window_output()
+            shared = self._shared(residual) if method.shares_cfg else residual
+            self._states.residuals[name] = shared
+
+    def _unwindowed(self) -> Values:
+        names = self.part.site.exits
+        if self._full_exits is None and self._base.keys() >= set(names):
+            self._full_exits = {name: self._base[name] for name in names}
+        if self._full_exits is None:
+            self._full_exits = self._projected(self._full_output())
+        return self._full_exits
+
+    def _windowed(self) -> Values:
+        if self._windowed_exits is None:
+            residual = self._states.residuals[self.part.site.name]
+            self._windowed_exits = self._projected(self._window_output() + residual)
+        return self._windowed_exits
+
+    def _projected(self, output: torch.Tensor) -> Values:
+        values = {**self._base, self.part.site.attention: output}
+        return self._states.run(self.part.exit, values)
+
+    def _full_output(self) -> torch.Tensor:
+        if self._full is None:
+            values = self._states.run(self.part.attention, self._base)
+            self._full = values[self.part.site.attention]
+        return self._full
+
+    def _window_output(self) -> torch.Tensor:
+        if self._window is None:
+            values = self._states.run(self.part.window, self._base)
+            self._window = values[self.part.site.attention]
+        return self._window
+
+    def _shared(self, value: torch.Tensor) -> torch.Tensor:
+        """Repeat the conditional half for both halves."""
+        first, second = value.chunk(2)
+        half = first if self._states.space.program.cfg == "cond-first" else second
+        return torch.cat([half, half])
+
+
+def _needed_behind(pieces: Pieces) -> list[set[str]]:
+    """Return, for each stretch of glue, the names needed behind it (itself included)."""
+    needs: list[set[str]] = []
+    names = set(pieces.outputs) | set(pieces.glue[-1].inputs)
+    needs.append(names)
+    for number in reversed(range(len(pieces.sites))):
+        part = pieces.sites[number]
+        names = set(names)
+        for piece in (part.whole, part.attention, part.window, part.exit, pieces.glue[number]):
+            names.update(piece.inputs)
+        names.update(part.site.exits)
+        needs.append(names)
+    return needs[::-1]
