@@ -139,6 +139,19 @@ def test_progress_is_a_line_where_nobody_looks(capsys: pytest.CaptureFixture[str
     assert capsys.readouterr().err == "compile: done\n"
 
 
+def test_progress_says_how_far_it_is_every_ten_seconds(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [100.0]
+    monkeypatch.setattr("ditc.tools.progress.time.monotonic", lambda: now[0])
+    with progress("search", 5) as advance:
+        for seconds in (4.0, 7.0, 5.0, 9.0, 30.0):
+            now[0] += seconds
+            advance()
+    expected = "search: 2 of 5\nsearch: 4 of 5\nsearch: done\n"
+    assert capsys.readouterr().err == expected
+
+
 def test_progress_says_nothing_of_what_failed(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(DitcError), progress("compile", 2):
         raise DitcError("no")

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import NoReturn, TypeAlias
 
 from ditc.runtime.errors import DitcError
+from ditc.runtime.targets import PRECISIONS, TARGETS
 
 __all__ = ["main"]
 
@@ -135,8 +136,8 @@ def _add_compile(commands: Commands) -> None:
     )
     parser.add_argument("--plan", type=Path, required=True, help="plan file (JSON)")
     parser.add_argument("-o", "--out", type=Path, required=True, help="bundle folder to write")
-    parser.add_argument("--target", default="onnx", help="what to lower to: onnx")
-    parser.add_argument("--precision", default="fp32", help="fp32")
+    parser.add_argument("--target", choices=TARGETS, default="onnx", help="to lower to (onnx)")
+    parser.add_argument("--precision", choices=PRECISIONS, default="fp32", help="(fp32)")
     parser.add_argument("--max-buckets", type=_positive, help="merge steps to so many graphs")
     parser.add_argument("--samples", type=_positive, default=1, help="images at once (demo only)")
     parser.add_argument("--call", default="{}", help="the pipeline's arguments as a JSON object")
@@ -168,10 +169,11 @@ def _add_run(commands: Commands) -> None:
 
 def _add_inspect(commands: Commands) -> None:
     parser = commands.add_parser("inspect", help="show what a bundle or a plan holds")
-    parser.add_argument("path", type=Path, help="bundle folder or plan.json")
+    parser.add_argument("path", type=Path, nargs="?", help="bundle folder or plan.json")
     parser.add_argument(
         "--why", nargs=2, metavar=("STEP", "SITE"), help="explain one cell of a plan"
     )
+    parser.add_argument("--schema", action="store_true", help="the JSON Schema of plan files")
     parser.add_argument("--json", action="store_true", help="for programs to read")
     parser.set_defaults(run=_inspect)
 
@@ -251,14 +253,17 @@ def _run(options: argparse.Namespace) -> None:
 
 
 def _inspect(options: argparse.Namespace) -> None:
-    if options.why is not None:
-        from .comparing import explain
+    from .comparing import explain
+    from .inspecting import inspect, show_schema
 
-        explain(options.path, _step(options.why[0]), options.why[1])
-        return
-    from .inspecting import inspect
-
-    inspect(options.path, as_json=options.json)
+    if options.schema:
+        show_schema()
+    elif options.path is None:
+        raise DitcError("inspect: expected a bundle folder or plan.json, or --schema")
+    elif options.why is not None:
+        explain(options.path, _step(options.why[0]), options.why[1], as_json=options.json)
+    else:
+        inspect(options.path, as_json=options.json)
 
 
 def _step(text: str) -> int:

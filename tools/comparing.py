@@ -8,7 +8,7 @@ from pathlib import Path
 from ditc.passes import Method, Plan
 from ditc.runtime.errors import PlanError
 
-from .decisions import threshold_of
+from .thresholds import threshold_of
 
 __all__ = ["diff", "explain"]
 
@@ -53,7 +53,7 @@ def _left(plan: Plan) -> float:
     return computed / (plan.cost.full * plan.steps)
 
 
-def explain(path: Path, step: int, site: str) -> None:
+def explain(path: Path, step: int, site: str, *, as_json: bool = False) -> None:
     """Print why a cell of a plan has its method.
 
     Raises:
@@ -64,7 +64,32 @@ def explain(path: Path, step: int, site: str) -> None:
         raise PlanError(f"step {step}: the plan has steps 0 to {plan.steps - 1}")
     if site not in plan.windows:
         raise PlanError(f"site {site}: the plan has {', '.join(plan.sites)}")
+    if as_json:
+        sys.stdout.write(json.dumps(_record(plan, step, site)) + "\n")
+        return
     sys.stdout.write("\n".join(_reasons(plan, step, site)) + "\n")
+
+
+def _record(plan: Plan, step: int, site: str) -> dict[str, object]:
+    """Return a cell for programs: null where the plan doesn't tell."""
+    method, cost = plan.method(step, site), plan.cost.sites[site]
+    tried = None if plan.losses is None else plan.losses[step].get(site, {})
+    return {
+        "step": step,
+        "site": site,
+        "method": method,
+        "multiply_adds_left": cost.of(method, plan.windows[site]) / cost.full,
+        "search": plan.origin and plan.origin.search,
+        "threshold": _limit(plan, site),
+        "losses": tried,
+    }
+
+
+def _limit(plan: Plan, site: str) -> float | None:
+    """Return the loss allowed at a site, None where no search found the plan."""
+    if plan.origin is None:
+        return None
+    return threshold_of(plan.origin.threshold, plan.sites.index(site), len(plan.sites))
 
 
 def _reasons(plan: Plan, step: int, site: str) -> Iterator[str]:
@@ -78,11 +103,9 @@ def _reasons(plan: Plan, step: int, site: str) -> Iterator[str]:
     if plan.origin is None or plan.losses is None:
         yield "the plan was written, not found: no losses are known"
         return
-    number = plan.sites.index(site)
-    limit = threshold_of(plan.origin.threshold, number, len(plan.sites))
     yield (
-        f"{plan.origin.search} search, threshold {plan.origin.threshold:g} x {number + 1} of "
-        f"{len(plan.sites)} sites = {limit:.4g}"
+        f"{plan.origin.search} search, threshold {plan.origin.threshold:g} x "
+        f"{plan.sites.index(site) + 1} of {len(plan.sites)} sites = {_limit(plan, site):.4g}"
     )
     for candidate, loss in plan.losses[step].get(site, {}).items():
         verdict = "under it, taken" if candidate is method else "not under it"

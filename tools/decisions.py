@@ -7,6 +7,8 @@ import torch
 
 from ditc.passes import Losses, Method, Plan
 
+from .thresholds import threshold_of
+
 __all__ = [
     "CANDIDATES",
     "METRIC",
@@ -77,8 +79,3 @@ def relative_loss(reference: torch.Tensor, output: torch.Tensor) -> float:
     """
     larger = torch.maximum(reference.abs(), output.abs())
     return ((reference - output).abs() / (larger + 1e-6)).clamp(0, 10).mean().item()
-
-
-def threshold_of(threshold: float, number: int, count: int) -> float:
-    """Return the threshold of site `number` (from 0) of `count`: it rises with depth."""
-    return threshold * (number + 1) / count

@@ -2,10 +2,10 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from ditc.passes import Plan
+from ditc.passes import Method, Plan
+
+from .thresholds import threshold_of
 
 __all__ = ["Absent", "Costs", "Searched", "costs_of", "notes_of", "scaled", "searched_of"]
 
@@ -69,7 +69,7 @@ class Searched:
     threshold: float | None
 
 
-def costs_of(plan: "Plan", rows: Sequence[Sequence[str]], kept: Sequence[frozenset[str]]) -> Costs:
+def costs_of(plan: Plan, rows: Sequence[Sequence[str]], kept: Sequence[frozenset[str]]) -> Costs:
     """Return what a plan's cells cost.
 
     Args:
@@ -77,8 +77,6 @@ def costs_of(plan: "Plan", rows: Sequence[Sequence[str]], kept: Sequence[frozens
         rows: for each step the method of each site; those of the plan, or of a bundle made of it.
         kept: for each step the sites that keep their residual.
     """
-    from ditc.passes import Method
-
     spent = tuple(
         tuple(
             plan.cost.sites[site].of(
@@ -110,7 +108,7 @@ def scaled(costs: Costs, totals: Sequence[int]) -> tuple[Costs | None, tuple[Abs
     return scaled, ()
 
 
-def searched_of(plan: "Plan") -> tuple[Searched | None, tuple[Absent, ...]]:
+def searched_of(plan: Plan) -> tuple[Searched | None, tuple[Absent, ...]]:
     """Return what the search of a plan tried, and what the plan doesn't tell of it."""
     if plan.losses is None:
         why = "the plan holds none: it was written or changed by hand, not found by a search"
@@ -125,14 +123,12 @@ def searched_of(plan: "Plan") -> tuple[Searched | None, tuple[Absent, ...]]:
     if plan.origin is None or plan.origin.search != "greedy":
         why = "the plan doesn't say that a greedy search found it"
         return Searched(losses, None, None), (Absent("Thresholds of sites", why),)
-    from .decisions import threshold_of
-
     delta, count = plan.origin.threshold, len(plan.sites)
     limits = tuple(threshold_of(delta, number, count) for number in range(count))
     return Searched(losses, limits, delta), ()
 
 
-def notes_of(plan: "Plan") -> tuple[tuple[str, str], ...]:
+def notes_of(plan: Plan) -> tuple[tuple[str, str], ...]:
     """Return how a plan was found, as labels and values."""
     scale = () if plan.guidance_scale is None else (("guidance", f"{plan.guidance_scale:g}"),)
     if plan.origin is None:

@@ -13,7 +13,7 @@ from ditc.runtime import Bundle
 from ditc.runtime.errors import DitcError, EngineError
 from ditc.runtime.manifest import Manifest
 
-from .images import save_images
+from .images import check_pictures, save_images
 from .progress import progress
 
 __all__ = ["example_inputs", "generate", "open_bundle", "verify"]
@@ -38,6 +38,9 @@ def generate(options: argparse.Namespace) -> None:
     if out.is_dir() or not out.parent.is_dir():
         raise DitcError(f"--out {out}: can't be written: expected a file in a folder that is there")
     bundle = open_bundle(options)
+    latents_in = bundle.manifest.input_of("latents")
+    if out.suffix == ".png" and latents_in is not None:
+        check_pictures(latents_in.shape)
     with progress("generate", bundle.steps) as advance:
         latents = bundle.generate(
             seed=options.seed,
@@ -103,7 +106,12 @@ def _check_finite(step: int, result: Numbers | Mapping[str, Numbers]) -> None:
 
 def _arrays(option: str, given: Iterable[str], manifest: Manifest) -> dict[str, Numbers]:
     dtypes = {entry.name: entry.dtype for entry in manifest.inputs if entry.role == "condition"}
-    return dict(_array(option, text, dtypes) for text in given)
+    arrays: dict[str, Numbers] = {}
+    for name, array in (_array(option, text, dtypes) for text in given):
+        if name in arrays:
+            raise DitcError(f"{option} {name}: is given twice, expected once")
+        arrays[name] = array
+    return arrays
 
 
 def _load(path: str) -> Numbers:
