@@ -58,8 +58,8 @@ def compile(  # noqa: A001 (the contract's name)
         The bundle's folder.
 
     Raises:
-        LoweringError: if it is no schedule, target or precision are unknown, the model isn't of that precision, a
-            graph can't be expressed, or the scheduler isn't linear.
+        LoweringError: if it is no schedule, target or precision are unknown, the model isn't of
+            that precision, a graph can't be expressed, or the scheduler isn't linear.
         PlanError: if the plan was found with another scheduler.
         PassError: if a method of the plan can't be applied.
         BundleError: if the bundle can't be written there. Nothing half-written is left.

@@ -171,9 +171,11 @@ def test_compile_a_saved_pipeline(capsys: Capture, tmp_path: Path) -> None:
     planned(recording.capture(), "full", "ast").save(tmp_path / "plan.json")
     arguments = ["compile", str(tmp_path / "pipe"), "--plan", str(tmp_path / "plan.json")]
     arguments += ["-o", str(tmp_path / "bundle")]
+    capsys.readouterr()
     assert "refuses its arguments" in fails(capsys, *arguments)
     assert not (tmp_path / "bundle").exists()
     assert main([*arguments, "--call", json.dumps(call)]) == 0
+    assert capsys.readouterr().err == "capture: done\ncompile: done\n"
     bundle = Bundle.open(tmp_path / "bundle", threads=1)
     assert bundle.manifest.cfg == "cond-first"
     assert bundle.manifest.sampler is not None
@@ -240,7 +242,7 @@ def test_run_refuses_a_picture_of_latents_before_it_generates(
     """The bundle has no sampler either, which generating would have told."""
     message = fails(capsys, "run", small_bundle(), "-o", tmp_path / "out.png")
     assert message == (
-        "result [2, 16, 16] is no picture of 1 or 3 channels: write it as .npy and decode it"
+        "result [2, 25, 16] is no picture of 1 or 3 channels: write it as .npy and decode it"
     )
 
 

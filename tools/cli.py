@@ -17,7 +17,13 @@ from typing import NoReturn, TypeAlias
 from ditc.runtime.errors import DitcError
 from ditc.runtime.targets import PRECISIONS, TARGETS
 
+from .arguments import positive as _positive
+from .arguments import seed as _seed
+
 __all__ = ["main"]
+
+CLIP = "openai/clip-vit-large-patch14"
+"""The model of the paper's CLIP scores."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -88,6 +94,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_run(commands)
     _add_inspect(commands)
     _add_diff(commands)
+    _add_compare(commands)
     _add_verify(commands)
     _add_bench(commands)
     _add_report(commands)
@@ -127,6 +134,19 @@ def _add_diff(commands: Commands) -> None:
     parser.add_argument("second", type=Path, metavar="B")
     parser.add_argument("--json", action="store_true", help="for programs to read")
     parser.set_defaults(run=_diff)
+
+
+def _add_compare(commands: Commands) -> None:
+    parser = commands.add_parser("compare", help="say how close images are to others")
+    parser.add_argument("first", type=Path, metavar="A", help="folder of .png or .npy, or a .npy")
+    parser.add_argument("second", type=Path, metavar="B", help="the same: what they should be")
+    parser.add_argument(
+        "--features", choices=("inception", "glyphs"), default="inception", help="Fréchet's"
+    )
+    parser.add_argument("--prompts", type=Path, help="text file, a line an image, for CLIP score")
+    parser.add_argument("--clip", default=CLIP, help=f"folder or cached hub id ({CLIP})")
+    parser.add_argument("--json", action="store_true", help="for programs to read")
+    parser.set_defaults(run=_compare)
 
 
 def _add_compile(commands: Commands) -> None:
@@ -217,20 +237,6 @@ def _add_engine_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threads", type=_positive, help="threads within an operator")
 
 
-def _seed(text: str) -> int:
-    value = int(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"{value} is below 0")
-    return value
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{value} is not at least 1")
-    return value
-
-
 # Commands import what they need when they run: torch is there only where something is compiled.
 
 
@@ -283,6 +289,12 @@ def _diff(options: argparse.Namespace) -> None:
     from .comparing import diff
 
     diff(options.first, options.second, as_json=options.json)
+
+
+def _compare(options: argparse.Namespace) -> None:
+    from .comparing_images import compare
+
+    compare(options)
 
 
 def _verify(options: argparse.Namespace) -> None:

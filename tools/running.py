@@ -38,9 +38,8 @@ def generate(options: argparse.Namespace) -> None:
     if out.is_dir() or not out.parent.is_dir():
         raise DitcError(f"--out {out}: can't be written: expected a file in a folder that is there")
     bundle = open_bundle(options)
-    latents_in = bundle.manifest.input_of("latents")
-    if out.suffix == ".png" and latents_in is not None:
-        check_pictures(latents_in.shape)
+    if out.suffix == ".png":
+        _check_makes_pictures(bundle.manifest)
     with progress("generate", bundle.steps) as advance:
         latents = bundle.generate(
             seed=options.seed,
@@ -57,6 +56,14 @@ def generate(options: argparse.Namespace) -> None:
     except OSError as error:
         raise DitcError(f"--out {out}: can't be written: {error}") from error
     sys.stdout.write(f"{out}: {list(latents.shape)}, seed {options.seed}\n")
+
+
+def _check_makes_pictures(manifest: Manifest) -> None:
+    """Refuse a bundle whose latents are no pictures, before it works for nothing."""
+    latents = manifest.input_of("latents")
+    if latents is not None:
+        batch, *sizes = latents.shape
+        check_pictures((batch // 2 if manifest.cfg else batch, *sizes))
 
 
 def verify(options: argparse.Namespace) -> None:
