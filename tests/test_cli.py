@@ -19,7 +19,7 @@ from . import models
 from .compiled import demo_bundle, planned, sampling_bundle, small_bundle, workshop
 from .test_export_bundle import tree
 
-COMMANDS = ("demo", "search", "compile", "run", "inspect", "diff", "verify", "bench")
+COMMANDS = ("demo", "search", "compile", "run", "inspect", "diff", "compare", "verify", "bench")
 Capture = pytest.CaptureFixture[str]
 
 

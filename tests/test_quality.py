@@ -29,17 +29,15 @@ def gaussian(width: int = 11, sigma: float = 1.5) -> np.ndarray:
 
 
 def ssim(first: np.ndarray, second: np.ndarray, data_range: float = 2.0) -> float:
-    """Wang et al. 2004, equation 13, over the windows that lie inside the image."""
+    """Wang et al. 2004, equation 13, a window a pixel; borders are mirrored."""
     window = gaussian()
     c1, c2 = (0.01 * data_range) ** 2, (0.03 * data_range) ** 2
     height, width = first.shape
+    mirrored = [np.pad(image.astype(np.float64), 5, "reflect") for image in (first, second)]
     values = []
-    for top in range(height - 10):
-        for left in range(width - 10):
-            x, y = (
-                image[top : top + 11, left : left + 11].astype(np.float64)
-                for image in (first, second)
-            )
+    for top in range(height):
+        for left in range(width):
+            x, y = (image[top : top + 11, left : left + 11] for image in mirrored)
             mean_x, mean_y = (window * x).sum(), (window * y).sum()
             variance_x = (window * (x - mean_x) ** 2).sum()
             variance_y = (window * (y - mean_y) ** 2).sum()

@@ -98,6 +98,7 @@ def _array(path: Path) -> npt.NDArray[np.float32]:
     except (OSError, ValueError, EOFError) as error:
         raise DitcError(f"{path}: is no array that can be read: {error}") from error
     if not isinstance(found, np.ndarray):
+        found.close()
         raise DitcError(f"{path}: is an archive, expected one array")
     images = found[None] if found.ndim == 3 else found
     known = found.dtype == np.uint8 or np.issubdtype(found.dtype, np.floating)

@@ -4,7 +4,9 @@ A figure that can't be computed says why; it is never a zero. Nothing is downloa
 are taken from where torch and the hub keep them, if they are there.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -58,8 +60,8 @@ class Closeness:
 
     Attributes:
         psnr_db: peak signal-to-noise ratio over all pixels, in dB; infinite where equal.
-        ssim: structural similarity (Wang et al. 2004), mean over images, at most 1; not a number
-            where images are smaller than its window of 11 pixels.
+        ssim: structural similarity (Wang et al. 2004), mean over images and pixels, borders
+            mirrored, at most 1; not a number where images are smaller than its window of 11 px.
     """
 
     psnr_db: float
@@ -98,7 +100,7 @@ def frechet_distance(images: Images, references: Images, features: torch.nn.Modu
     metric = FrechetInceptionDistance(feature=extractor, normalize=True)
     with torch.no_grad():
         for real, batch in ((False, images), (True, references)):
-            for part in _tensor(batch).split(BATCH):
+            for part in _batches(batch):
                 metric.update(part, real=real)
         # Rounding can leave equal sets a hair below zero.
         return Figure(max(0.0, float(metric.compute())))
@@ -149,21 +151,25 @@ def lpips(images: Images, references: Images) -> Figure:
     if not weights.is_file():
         return Figure(None, f"the weights of AlexNet aren't at {weights}; nothing is downloaded")
     try:
-        import torchvision  # noqa: F401
+        import_module("torchvision")
     except (ImportError, RuntimeError) as error:  # the latter where it was built for another torch
         return Figure(None, f"torchvision can't be imported: {error}")
     from torchmetrics.functional.image.lpips import learned_perceptual_image_patch_similarity
 
     total = 0.0
-    pairs = zip(_tensor(images).split(BATCH), _tensor(references).split(BATCH), strict=True)
     with torch.no_grad():
-        for first, second in pairs:
+        for first, second in zip(_batches(images), _batches(references), strict=True):
             sizes = (-1, 3, -1, -1)
             found = learned_perceptual_image_patch_similarity(
                 first.expand(sizes), second.expand(sizes), net_type="alex", reduction="sum"
             )
             total += float(found)
     return Figure(total / len(images))
+
+
+def _batches(images: Images) -> Iterator[torch.Tensor]:
+    for start in range(0, len(images), BATCH):
+        yield _tensor(images[start : start + BATCH])
 
 
 def _tensor(images: Images) -> torch.Tensor:
