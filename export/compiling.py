@@ -23,6 +23,7 @@ from ditc.runtime.manifest import (
     SlotInfo,
 )
 from ditc.runtime.sampler import SamplerTable
+from ditc.runtime.targets import PRECISIONS, TARGETS
 
 from .bundle import records, staged
 from .onnx import Lowered, lower, save
@@ -30,9 +31,6 @@ from .sampler import sampler_table
 from .weights import merge, write_store
 
 __all__ = ["compile"]
-
-TARGETS = ("onnx",)
-PRECISIONS = ("fp32",)
 
 
 def compile(  # noqa: A001 (the contract's name)
@@ -60,12 +58,13 @@ def compile(  # noqa: A001 (the contract's name)
         The bundle's folder.
 
     Raises:
-        LoweringError: if target or precision are unknown, the model isn't of that precision, a
-            graph can't be expressed, or the scheduler isn't linear.
+        LoweringError: if it is no schedule, target or precision are unknown, the model isn't of
+            that precision, a graph can't be expressed, or the scheduler isn't linear.
         PlanError: if the plan was found with another scheduler.
         PassError: if a method of the plan can't be applied.
         BundleError: if the bundle can't be written there. Nothing half-written is left.
     """
+    _check_schedule(sched)
     _check_choice("target", target, TARGETS)
     _check_choice("precision", precision, PRECISIONS)
     _check_dtypes(sched.program, precision)
@@ -99,6 +98,14 @@ def compile(  # noqa: A001 (the contract's name)
         )
         (folder / MANIFEST_FILE).write_text(manifest.to_json(), encoding="utf-8")
     return place
+
+
+def _check_schedule(given: object) -> None:
+    if not isinstance(given, Schedule):
+        raise LoweringError(
+            f"expected a Schedule to compile, found a {type(given).__name__}: pass "
+            "schedule(program, plan)"
+        )
 
 
 def _check_choice(what: str, given: str, known: tuple[str, ...]) -> None:

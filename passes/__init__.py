@@ -3,21 +3,32 @@
 >>> program = capture(module, kwargs, cfg="cond-first")
 >>> plan = Plan.uniform(program, steps=20, method="ast")
 >>> session = TorchSession(schedule(program, plan))
+
+Plans are read, compared and explained without torch: what works on graphs is imported when it is
+first asked for.
 """
 
-from .arithmetic import ScheduleCost, schedule_cost
-from .attention import windowed_attention
-from .capturing import capture
-from .costs import ModelCost, SiteCost, attention_core, model_cost, multiply_adds, site_cost
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from .costs import ModelCost, SiteCost, attention_core
+from .identity import Identity
 from .method import Method
 from .origin import Gate, Origin, Tried
 from .plan import Losses, Plan
-from .program import Identity, Input, Program, Site, Slot
-from .recording import Recording, record
-from .rewriting import rewrite
-from .scheduling import Bucket, Schedule, schedule
-from .session import TorchSession
+from .schema import plan_schema
 from .window import Window
+
+if TYPE_CHECKING:
+    from .arithmetic import ScheduleCost, schedule_cost
+    from .attention import windowed_attention
+    from .capturing import capture
+    from .counting import model_cost, multiply_adds, site_cost
+    from .program import Input, Program, Site, Slot
+    from .recording import Recording, record
+    from .rewriting import rewrite
+    from .scheduling import Bucket, Schedule, schedule
+    from .session import TorchSession
 
 __all__ = [
     "Bucket",
@@ -43,6 +54,7 @@ __all__ = [
     "capture",
     "model_cost",
     "multiply_adds",
+    "plan_schema",
     "record",
     "rewrite",
     "schedule",
@@ -50,3 +62,38 @@ __all__ = [
     "site_cost",
     "windowed_attention",
 ]
+
+WITH_TORCH = {
+    "Bucket": "scheduling",
+    "Input": "program",
+    "Program": "program",
+    "Recording": "recording",
+    "Schedule": "scheduling",
+    "ScheduleCost": "arithmetic",
+    "Site": "program",
+    "Slot": "program",
+    "TorchSession": "session",
+    "capture": "capturing",
+    "model_cost": "counting",
+    "multiply_adds": "counting",
+    "record": "recording",
+    "rewrite": "rewriting",
+    "schedule": "scheduling",
+    "schedule_cost": "arithmetic",
+    "site_cost": "counting",
+    "windowed_attention": "attention",
+}
+"""Module of each public name that needs torch."""
+
+if not TYPE_CHECKING:  # checkers see the imports above, and so know names that aren't there
+
+    def __getattr__(name: str) -> object:
+        """Import a name that needs torch when it is first asked for."""
+        if name not in WITH_TORCH:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        value = getattr(import_module(f".{WITH_TORCH[name]}", __name__), name)
+        globals()[name] = value
+        return value
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *WITH_TORCH})

@@ -3,7 +3,8 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from .costs import SiteCost, multiply_adds, site_cost
+from .costs import SiteCost
+from .counting import multiply_adds, site_cost
 from .scheduling import Bucket, Schedule
 
 __all__ = ["ScheduleCost", "schedule_cost"]

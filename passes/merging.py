@@ -6,7 +6,7 @@ from itertools import combinations
 
 from ditc.runtime.errors import PlanError
 
-from .costs import site_cost
+from .counting import site_cost
 from .liveness import kept_residuals
 from .method import Method
 from .plan import Plan

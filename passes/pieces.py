@@ -15,7 +15,7 @@ from torch import fx
 from ditc.runtime.errors import PassError
 
 from .base import run
-from .costs import multiply_adds
+from .counting import multiply_adds
 from .graphs import copy_module, find, flat_outputs, infer
 from .halving import BatchAxes
 from .keep_slots import window_call

@@ -4,14 +4,18 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ditc.runtime.errors import PlanError
 
-from .costs import ModelCost, model_cost
+from .costs import ModelCost
+from .identity import CfgLayout, Identity
 from .method import Method, parse_method
 from .origin import Origin, Tried
-from .program import CfgLayout, Identity, Program, Site
 from .window import Window
+
+if TYPE_CHECKING:
+    from .program import Program, Site
 
 __all__ = ["Losses", "Plan"]
 
@@ -58,7 +62,7 @@ class Plan:
     @classmethod
     def uniform(
         cls,
-        program: Program,
+        program: "Program",
         steps: int,
         method: str | Method,
         window: Window | None = None,
@@ -76,6 +80,8 @@ class Plan:
         Raises:
             PlanError: if the method is unknown or can't hold for the program.
         """
+        from .counting import model_cost  # which reads graphs, and so needs torch
+
         chosen = parse_method(method, f"method of {steps} steps")
         if not 1 <= steps <= MAX_STEPS:
             raise PlanError(f"plan of {steps} steps: expected 1 to {MAX_STEPS}")
@@ -127,7 +133,7 @@ class Plan:
         cells[step] = {**cells[step], site: chosen}
         return replace(self, cells=tuple(cells), origin=None, losses=None, pareto=None)
 
-    def check(self, program: Program, *, ignore_model: bool = False) -> None:
+    def check(self, program: "Program", *, ignore_model: bool = False) -> None:
         """Refuse a program that the plan was not made for, or cells that can't be run.
 
         Args:
@@ -200,7 +206,7 @@ class Plan:
         tried = [row.get(name, {}) for name in self.windows]
         return [{str(method): loss for method, loss in cell.items()} for cell in tried]
 
-    def _check_model(self, program: Program) -> None:
+    def _check_model(self, program: "Program") -> None:
         mine, theirs = self.identity, program.identity
         if mine != theirs:
             found = theirs.model if theirs.model != mine.model else "another configuration of it"
@@ -214,7 +220,7 @@ class Plan:
                 f"{list(program.latents.shape[1:])}: find a plan at this resolution"
             )
 
-    def _check_cell(self, program: Program, step: int, name: str, method: Method) -> None:
+    def _check_cell(self, program: "Program", step: int, name: str, method: Method) -> None:
         where = f"step {step}, site {name}"
         site = program.site(name)
         if method is Method.FULL:
@@ -236,7 +242,7 @@ class Plan:
             )
 
 
-def _check_window(site: Site, window: Window) -> None:
+def _check_window(site: "Site", window: Window) -> None:
     if window.radius >= site.tokens:
         raise PlanError(
             f"site {site.name}: window of {window.radius} tokens a side is wider than the "

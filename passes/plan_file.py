@@ -7,10 +7,10 @@ from pathlib import Path
 from ditc.runtime.errors import PlanError
 
 from .costs import ModelCost, SiteCost
+from .identity import CfgLayout, Identity
 from .method import Method, parse_method
 from .origin import Gate, Origin, Tried
 from .plan import FORMAT, MAX_STEPS, VERSION, Losses, Plan
-from .program import CfgLayout, Identity
 from .window import Window
 
 __all__ = ["parse_plan", "read_plan"]

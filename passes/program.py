@@ -1,7 +1,5 @@
 """Programs, their inputs, sites and slots: what the passes work on."""
 
-import hashlib
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -11,6 +9,8 @@ from torch import fx
 from torch.utils import _pytree as pytree
 
 from ditc.runtime.errors import CaptureError
+
+from .identity import CfgLayout, Identity
 
 __all__ = [
     "CfgLayout",
@@ -25,7 +25,6 @@ __all__ = [
     "flatten",
 ]
 
-CfgLayout = Literal["cond-first", "uncond-first"]
 Role = Literal["latents", "timestep", "condition"]
 SlotKind = Literal["output", "residual"]
 SiteKind = Literal["self", "cross", "joint"]
@@ -102,31 +101,6 @@ class Slot:
     def nbytes(self) -> int:
         """Bytes the buffer takes."""
         return self.dtype.itemsize * torch.Size(self.shape).numel()
-
-
-@dataclass(frozen=True)
-class Identity:
-    """What a model is, as far as a plan cares: its class and what its weights look like.
-
-    Attributes:
-        model: qualified class name.
-        config_sha256: digest over the configuration (diffusers' where there is one) and the
-            names, shapes and dtypes of parameters; not over their values.
-    """
-
-    model: str
-    config_sha256: str
-
-    @classmethod
-    def of(cls, module: torch.nn.Module) -> "Identity":
-        """Return the identity of a module."""
-        config = getattr(module, "config", None)
-        known = dict(config) if isinstance(config, Mapping) else {}
-        stated = {key: repr(known[key]) for key in sorted(known) if not key.startswith("_")}
-        weights = [[name, list(p.shape), str(p.dtype)] for name, p in module.named_parameters()]
-        text = json.dumps([stated, sorted(weights)], sort_keys=True)
-        qualified = f"{type(module).__module__}.{type(module).__qualname__}"
-        return cls(qualified, hashlib.sha256(text.encode()).hexdigest())
 
 
 @dataclass(frozen=True, eq=False)

@@ -79,6 +79,9 @@ FIGURES = {
     "per_image": {"uncompressed": timing(500.0), "compressed": timing(400.0)},
     "closeness": {"psnr_db": 20.0, "ssim": 0.875},
     "accuracy": {"uncompressed": 1.0, "compressed": 0.75},
+    "frechet": {"uncompressed": 120.04, "compressed": 150.06, "drawn": 110.0},
+    "frechet_note": "2 images can't span <256> features",
+    "absent": {"LPIPS": "images of <32> pixels are too small"},
     "samples": 2,
     "classes": "AB",
 }

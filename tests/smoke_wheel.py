@@ -6,6 +6,7 @@ nothing of torch; says what passed, and exits with 1 if something didn't.
 
 import importlib.metadata
 import importlib.util
+import json
 import subprocess
 import sys
 import tempfile
@@ -61,6 +62,18 @@ def generation(place: Path) -> None:
     close(found, np.load(place.parent / "latents.npy"))
 
 
+def plans(place: Path) -> None:
+    plan = str(place / "plan.json")
+    said = ditc_says("inspect", plan)
+    check("transformer_blocks.0.attn1  #w.cb" in said, f"inspect says {said!r}")
+    said = ditc_says("inspect", plan, "--why", "2", "transformer_blocks.0.attn1")
+    check("transformer_blocks.0.attn1: ast" in said, f"inspect --why says {said!r}")
+    said = ditc_says("diff", plan, plan)
+    check(said.startswith("0 of 10 cells differ"), f"diff says {said!r}")
+    schema = json.loads(ditc_says("inspect", "--schema"))
+    check(schema["$id"] == "urn:ditc:schema:plan:1", f"the schema is {schema['$id']!r}")
+
+
 def commands(place: Path) -> None:
     said = ditc_says("--version")
     check(said == f"ditc {importlib.metadata.version('ditc')}\n", f"--version says {said!r}")
@@ -86,6 +99,7 @@ CHECKS: tuple[Callable[[Path], None], ...] = (
     torch_is_absent,
     steps,
     generation,
+    plans,
     commands,
 )
 

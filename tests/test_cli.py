@@ -11,7 +11,7 @@ import pytest
 from diffusers import AutoencoderKL, DDIMScheduler, DiTPipeline, DiTTransformer2DModel
 from PIL import Image
 
-from ditc.passes import Plan, capture, record
+from ditc.passes import Plan, capture, plan_schema, record
 from ditc.runtime import Bundle
 from ditc.tools.cli import main
 
@@ -19,7 +19,7 @@ from . import models
 from .compiled import demo_bundle, planned, sampling_bundle, small_bundle, workshop
 from .test_export_bundle import tree
 
-COMMANDS = ("demo", "search", "compile", "run", "inspect", "diff", "verify", "bench")
+COMMANDS = ("demo", "search", "compile", "run", "inspect", "diff", "compare", "verify", "bench")
 Capture = pytest.CaptureFixture[str]
 
 
@@ -64,6 +64,9 @@ def test_usage_errors(capsys: Capture) -> None:
     assert "invalid choice: 'paint'" in misused(capsys, "paint")
     assert "required: --plan" in misused(capsys, "compile", "demo", "-o", "x")
     assert "0 is not at least 1" in misused(capsys, "bench", "x", "--rounds", "0")
+    compiling = ("compile", "no/such/model", "--plan", "p", "-o", "x")
+    assert "invalid choice: 'coreml'" in misused(capsys, *compiling, "--target", "coreml")
+    assert "invalid choice: 'fp8'" in misused(capsys, *compiling, "--precision", "fp8")
     assert "argument --seed: " in misused(capsys, "run", "x", "-o", "y", "--seed", "z")
 
 
@@ -127,9 +130,6 @@ def test_compile_refuses(capsys: Capture, factory: Path) -> None:
     )
     assert told("my_models:make", "--call", "[1]") == "--call: expected a JSON object, found list"
     assert told("my_models:make", "--call", "{").startswith("--call: no valid JSON: ")
-    assert told("my_models:make", "--target", "coreml") == (
-        "target 'coreml' is not known: expected onnx"
-    )
     assert told("demo").startswith("plan is for tests.models.PlainDenoiser, the program is ")
     text = (factory / "plan.json").read_text()
     (factory / "plan.json").write_text(text.replace('"full"', '"wa-rs"'))
@@ -171,9 +171,11 @@ def test_compile_a_saved_pipeline(capsys: Capture, tmp_path: Path) -> None:
     planned(recording.capture(), "full", "ast").save(tmp_path / "plan.json")
     arguments = ["compile", str(tmp_path / "pipe"), "--plan", str(tmp_path / "plan.json")]
     arguments += ["-o", str(tmp_path / "bundle")]
+    capsys.readouterr()
     assert "refuses its arguments" in fails(capsys, *arguments)
     assert not (tmp_path / "bundle").exists()
     assert main([*arguments, "--call", json.dumps(call)]) == 0
+    assert capsys.readouterr().err == "capture: done\ncompile: done\n"
     bundle = Bundle.open(tmp_path / "bundle", threads=1)
     assert bundle.manifest.cfg == "cond-first"
     assert bundle.manifest.sampler is not None
@@ -226,10 +228,22 @@ def test_run_refuses(capsys: Capture, tmp_path: Path) -> None:
     assert told("--input", "class_labels=cat").startswith("--input class_labels: could not convert")
     assert told("--input", f"class_labels={tmp_path}/none.npy").startswith("--input class_labels: ")
     assert "expected (1,) for the conditional half or (2,)" in told("--input", "class_labels=1,2,3")
+    twice = ("--input", "class_labels=1", "--input", "class_labels=2")
+    assert told(*twice) == "--input class_labels: is given twice, expected once"
     assert "'CUDAExecutionProvider' isn't in this ONNX Runtime" in told(
         "--provider", "CUDAExecutionProvider"
     )
     assert told("--guidance-scale", "nan").startswith("guidance_scale is nan")
+
+
+def test_run_refuses_a_picture_of_latents_before_it_generates(
+    capsys: Capture, tmp_path: Path
+) -> None:
+    """The bundle has no sampler either, which generating would have told."""
+    message = fails(capsys, "run", small_bundle(), "-o", tmp_path / "out.png")
+    assert message == (
+        "result [2, 25, 16] is no picture of 1 or 3 channels: write it as .npy and decode it"
+    )
 
 
 def test_run_of_a_bundle_without_sampler(capsys: Capture, tmp_path: Path) -> None:
@@ -269,6 +283,12 @@ def test_inspect_a_plan(capsys: Capture) -> None:
     assert main(["inspect", str(path), "--json"]) == 0
     assert capsys.readouterr().out == path.read_text()
     assert Plan.load(path).steps == 4
+
+
+def test_inspect_shows_the_schema(capsys: Capture) -> None:
+    assert main(["inspect", "--schema"]) == 0
+    assert json.loads(capsys.readouterr().out) == plan_schema()
+    assert fails(capsys, "inspect").startswith("inspect: expected a bundle folder or plan.json")
 
 
 def test_inspect_refuses(capsys: Capture, tmp_path: Path) -> None:
@@ -330,21 +350,35 @@ sys.meta_path.insert(0, Blocker())
 from ditc.tools.cli import main
 
 bundle, out = sys.argv[1:]
+plan, site = bundle + "/plan.json", "transformer_blocks.0.attn1"
 codes = [
     main(["inspect", bundle]),
     main(["inspect", bundle, "--json"]),
     main(["verify", bundle]),
     main(["bench", bundle, "--rounds", "1"]),
     main(["run", bundle, "-o", out]),
+    main(["inspect", plan]),
+    main(["inspect", plan, "--json"]),
+    main(["inspect", plan, "--why", "1", site]),
+    main(["inspect", plan, "--why", "1", site, "--json"]),
+    main(["inspect", "--schema"]),
+    main(["diff", plan, plan]),
+    main(["diff", plan, plan, "--json"]),
 ]
-assert codes == [0] * 5, codes
-assert main(["inspect", bundle + "/plan.json"]) == 1
-assert main(["compile", "demo", "--plan", bundle + "/plan.json", "-o", out + ".bundle"]) == 1
-assert not {"torch", "diffusers", "ditc.passes", "ditc.export"} & set(sys.modules)
+assert codes == [0] * 12, codes
+assert main(["compile", "demo", "--plan", plan, "-o", out + ".bundle"]) == 1
+from ditc import passes
+try:
+    passes.capture
+except ModuleNotFoundError as error:
+    assert error.name == "torch"
+else:
+    raise AssertionError("captures without torch")
+assert not {"torch", "diffusers", "ditc.export"} & set(sys.modules)
 """
 
 
-def test_a_bundle_is_used_without_torch(tmp_path: Path) -> None:
+def test_bundles_and_plans_are_used_without_torch(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", WITHOUT_TORCH, sampling_bundle(), tmp_path / "out.png"],
         capture_output=True,
@@ -354,7 +388,8 @@ def test_a_bundle_is_used_without_torch(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     missing = "ditc: torch is not installed: pip install 'ditc[compile]'"
-    assert done.stderr.splitlines()[-2:] == [missing, missing]
+    assert done.stderr.splitlines()[-1] == missing
+    assert [line for line in done.stderr.splitlines() if "not installed" in line] == [missing]
     assert [path.name for path in tmp_path.iterdir()] == ["out.png"]
 
 

@@ -86,6 +86,29 @@ def test_why_a_cell_is_what_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert "step 0 is never compressed" in capsys.readouterr().out
 
 
+def test_why_for_programs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    losses = {SITE: {Method.AST: 0.5, Method.WA_RS_ASC: 0.02}}
+    plan = full().replace(1, SITE, "wa-rs+asc")
+    explain(saved(tmp_path / "written.json", plan), 1, SITE, as_json=True)
+    written = json.loads(capsys.readouterr().out)
+    found = replace(
+        plan, origin=Origin("greedy", 0.3, "relative", 0, 2, "0.1.0"), losses=({}, losses, {})
+    )
+    explain(saved(tmp_path / "found.json", found), 1, SITE, as_json=True)
+    record = json.loads(capsys.readouterr().out)
+    cost = plan.cost.sites[SITE]
+    assert record == {
+        "step": 1,
+        "site": SITE,
+        "method": "wa-rs+asc",
+        "multiply_adds_left": cost.of(Method.WA_RS_ASC, plan.windows[SITE]) / cost.full,
+        "search": "greedy",
+        "threshold": pytest.approx(0.1),
+        "losses": {"ast": 0.5, "wa-rs+asc": 0.02},
+    }
+    assert written == {**record, "search": None, "threshold": None, "losses": None}
+
+
 def test_a_cell_that_is_not_there(tmp_path: Path) -> None:
     path = saved(tmp_path / "plan.json", full())
     with pytest.raises(PlanError, match="step 3: the plan has steps 0 to 2"):

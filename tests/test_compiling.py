@@ -24,6 +24,16 @@ from .test_capturing import Namesakes
 from .test_export_bundle import tree
 
 
+def test_a_plan_is_no_schedule(tmp_path: Path) -> None:
+    plan = small_schedule().plan
+    with pytest.raises(LoweringError) as caught:
+        compile_bundle(plan, tmp_path / "bundle")
+    assert str(caught.value) == (
+        "expected a Schedule to compile, found a Plan: pass schedule(program, plan)"
+    )
+    assert not list(tmp_path.iterdir())
+
+
 def refused(kind: type[DitcError], folder: Path, act: Callable[[], object]) -> str:
     """Return the message of a refusal that is one line and leaves the folder as it was."""
     before = tree(folder)

@@ -86,6 +86,25 @@ def test_public_names_exist_and_are_sorted(folder: str) -> None:
     assert all(hasattr(package, name) for name in package.__all__)
 
 
+def test_names_that_need_torch_are_found_where_checkers_find_them() -> None:
+    package = importlib.import_module("ditc.passes")
+    tree = ast.parse((ROOT / "passes" / "__init__.py").read_text(encoding="utf-8"))
+    checked = next(node for node in tree.body if isinstance(node, ast.If))
+    seen = {
+        alias.name: node.module
+        for node in checked.body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+    assert seen == package.WITH_TORCH
+    assert set(package.__all__) <= set(dir(package))
+    for name, module in seen.items():
+        home = importlib.import_module(f"ditc.passes.{module}")
+        assert getattr(package, name) is getattr(home, name)
+    with pytest.raises(AttributeError, match=r"'ditc\.passes' has no attribute 'captured'"):
+        package.captured  # noqa: B018
+
+
 @pytest.mark.parametrize("path", of("passes"), ids=named)
 def test_modules_state_public_names_that_exist(path: Path) -> None:
     name = "ditc.passes" if path.stem == "__init__" else f"ditc.passes.{path.stem}"

@@ -102,6 +102,14 @@ TEXTS = {
     "duplicate key": ('{"format": 1, "format": 2}', "no valid JSON: duplicate key 'format'"),
     "deep": ("[" * 100_000 + "]" * 100_000, "no valid JSON: maximum recursion depth exceeded"),
     "huge number": ('{"version": ' + "9" * 5000 + "}", "no valid JSON: Exceeds the limit"),
+    "overflow": (
+        '{"format": "ditc-plan", "version": 1e999}',
+        "version: expected an integer from 1 to 2147483648, found inf",
+    ),
+    "duplicate inside": (
+        '{"format": "ditc-plan", "version": 1, "windows": {"a": {}, "a": {}}}',
+        "no valid JSON: duplicate key 'a'",
+    ),
     "no version": ('{"format": "ditc-plan"}', "version: expected an integer from 1"),
 }
 
@@ -183,6 +191,36 @@ FIELDS = {
         change("cells", to=[["full"] * 2] * 2 + [["full", "wars"]]),
         f"step 2, site {SITE}: unknown method 'wars', expected one of full, asc, wa-rs, wa-rs+asc",
     ),
+    "a site without cost": (
+        drop("cost", "sites", SITE),
+        f"cost.sites: field '{SITE}' is missing",
+    ),
+    "a site without window": (
+        drop("windows", SITE),
+        "step 0: expected 1 methods, found 2",
+    ),
+    "a cost without site": (
+        change("cost", "sites", "x", to={"projections": 1, "attention": 1, "tokens": 1}),
+        "cost.sites: unknown field 'x'",
+    ),
+    "guidance": (
+        change("for", "guidance_scale", to=1e13),
+        "for.guidance_scale: expected a number up to 1e+12, found a larger one",
+    ),
+    "short losses": (change("losses", to=[]), "losses: expected 3 steps, found 0"),
+    "short row of losses": (
+        change("losses", to=[[{}, {}], [{}], [{}, {}]]),
+        "losses of step 1: expected 2, found 1",
+    ),
+    "a loss of no method": (
+        change("losses", to=[[{}, {"none": 0.5}], [{}, {}], [{}, {}]]),
+        f"losses of step 0, site {SITE}: unknown method 'none'",
+    ),
+    "a loss in words": (
+        change("losses", to=[[{}, {"ast": "low"}], [{}, {}], [{}, {}]]),
+        f"losses of step 0, site {SITE}: expected a number, found str",
+    ),
+    "found": (change("found", to="greedy"), "found: expected an object, found str"),
     "listed method": (
         change("cells", to=[["full"] * 2] * 2 + [["full", ["ast"]]]),
         f"step 2, site {SITE}: unknown method ['ast']",

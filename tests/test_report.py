@@ -160,8 +160,10 @@ def test_a_bundle_needs_no_torch(tmp_path: Path) -> None:
     )
     subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
     text = out.read_text()
-    assert "plan.json is read with torch, which isn&#x27;t installed" in text
-    assert data_of(text)["spent"] is None
+    assert "of attention left" in text
+    facts = read_facts(small_bundle())
+    assert facts.costs is not None
+    assert data_of(text)["spent"] == [list(row) for row in facts.costs.spent]
     sites = len(data_of(text)["sites"])  # type: ignore[arg-type]
     expected = ("full", "wa-rs", "asc", "ast")
     assert data_of(text)["cells"] == [[METHODS.index(method)] * sites for method in expected]
@@ -289,6 +291,47 @@ def test_a_demo_without_images_shows_its_figures(tmp_path: Path) -> None:
     text = plan_page(reports.write_plan(tmp_path), Extras(demo=read_demo(folder)))
     assert "holds no images-uncompressed.npy" in text
     assert "Speedup, measured" in text
+
+
+def test_a_demo_tells_distances_and_what_is_absent(tmp_path: Path) -> None:
+    demo = read_demo(reports.write_demo(tmp_path / "demo"))
+    assert ("Fréchet distance to drawn glyphs", "120.0", "150.1") in demo.figures
+    assert ("The same of another draw of glyphs", "", "110.0") in demo.figures
+    text = plan_page(reports.write_plan(tmp_path), Extras(demo=demo))
+    assert "Of these distances: 2 images can&#x27;t span &lt;256&gt; features" in text
+    absent = text[text.index('<section id="absent">') :]
+    assert "<dt>LPIPS</dt><dd>images of &lt;32&gt; pixels are too small</dd>" in absent
+    assert "Fréchet" not in absent
+
+
+def test_a_demo_of_an_earlier_version_has_no_distances(tmp_path: Path) -> None:
+    folder = reports.write_demo(tmp_path / "demo")
+    figures = dict(reports.FIGURES)
+    for name in ("frechet", "frechet_note", "absent"):
+        del figures[name]
+    reports.write_json(folder / "report.json", figures)
+    demo = read_demo(folder)
+    assert not [row for row in demo.figures if "distance" in row[0]]
+    assert [entry.what for entry in demo.absent] == ["Fréchet distance"]
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "reason"),
+    [
+        ("frechet", {"compressed": 1.0}, "frechet.uncompressed: expected a number, found nothing"),
+        ("frechet_note", 3, "frechet_note: expected a string, found a int"),
+        ("absent", {"LPIPS": None}, "absent.LPIPS: expected a string, found nothing"),
+        ("absent", [], "absent: expected an object, found a list"),
+    ],
+)
+def test_figures_of_a_demo_that_do_not_hold(
+    tmp_path: Path, name: str, value: object, reason: str
+) -> None:
+    folder = reports.write_demo(tmp_path / "demo")
+    reports.write_json(folder / "report.json", {**reports.FIGURES, name: value})
+    with pytest.raises(DitcError) as caught:
+        read_demo(folder)
+    assert str(caught.value).endswith(reason)
 
 
 def test_equal_images_have_an_infinite_ratio(tmp_path: Path) -> None:

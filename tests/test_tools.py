@@ -139,6 +139,19 @@ def test_progress_is_a_line_where_nobody_looks(capsys: pytest.CaptureFixture[str
     assert capsys.readouterr().err == "compile: done\n"
 
 
+def test_progress_says_how_far_it_is_every_ten_seconds(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [100.0]
+    monkeypatch.setattr("ditc.tools.progress.time.monotonic", lambda: now[0])
+    with progress("search", 5) as advance:
+        for seconds in (4.0, 7.0, 5.0, 9.0, 30.0):
+            now[0] += seconds
+            advance()
+    expected = "search: 2 of 5\nsearch: 4 of 5\nsearch: done\n"
+    assert capsys.readouterr().err == expected
+
+
 def test_progress_says_nothing_of_what_failed(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(DitcError), progress("compile", 2):
         raise DitcError("no")
@@ -175,6 +188,9 @@ REPORT = demo.Report(
     },
     closeness=Closeness(psnr_db=25.04, ssim=0.9876),
     accuracy={"uncompressed": 1.0, "compressed": 0.975},
+    frechet={"compressed": 140.04, "uncompressed": 120.0, "drawn": 110.0},
+    frechet_note="36 images can't span 256 features",
+    absent={"LPIPS": "images of 32 x 32 are too small"},
     bundle_bytes={"weights": 8_000_000, "graphs": 250_000, "other": 9_000},
     buckets=6,
     samples=36,
@@ -193,10 +209,23 @@ def test_the_lines_of_a_report() -> None:
         "speedup 1.50x, the median of 1 rounds in turn, of 2.00x that the multiply-adds promise",
         "one image at a time; PyTorch on 2 threads",
         "PSNR 25.0 dB, SSIM 0.988 against the uncompressed images, over 36 of them",
+        "Fréchet distance to drawn glyphs 140.0 compressed, 120.0 uncompressed, 110.0 another draw",
+        "  (36 images can't span 256 features)",
+        "LPIPS: absent, images of 32 x 32 are too small",
         "bundle: weights 8.00 MB, graphs 0.25 MB, other 0.01 MB, 6 buckets",
     ):
         assert part in text
     assert "busy" not in text
+
+
+def test_figures_of_glyphs_that_are_drawn_and_of_noise() -> None:
+    """Drawn glyphs are nearer to drawn glyphs than noise is; there is no LPIPS of 32 pixels."""
+    glyphs = demo.render_batch(torch.arange(36), torch.Generator().manual_seed(9)).numpy()
+    images = {"uncompressed": glyphs, "compressed": draw(36, 1, 32, 32)}
+    found = demo._distances(images)
+    assert found["uncompressed"] == pytest.approx(found["drawn"], rel=0.3)
+    assert found["compressed"] > 3 * found["drawn"]
+    assert list(demo._absent(images)) == ["LPIPS", "CLIP score"]
 
 
 def test_a_busy_machine_is_said() -> None:

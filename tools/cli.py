@@ -15,8 +15,15 @@ from pathlib import Path
 from typing import NoReturn, TypeAlias
 
 from ditc.runtime.errors import DitcError
+from ditc.runtime.targets import PRECISIONS, TARGETS
 
-from .cli_options import add_search_options, positive, seed
+from .arguments import (
+    add_compare_options,
+    add_engine_options,
+    add_search_options,
+    positive,
+    seed,
+)
 
 __all__ = ["main"]
 
@@ -89,6 +96,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_run(commands)
     _add_inspect(commands)
     _add_diff(commands)
+    _add_compare(commands)
     _add_verify(commands)
     _add_bench(commands)
     _add_report(commands)
@@ -121,6 +129,12 @@ def _add_diff(commands: Commands) -> None:
     parser.set_defaults(run=_diff)
 
 
+def _add_compare(commands: Commands) -> None:
+    parser = commands.add_parser("compare", help="say how close images are to others")
+    add_compare_options(parser)
+    parser.set_defaults(run=_compare)
+
+
 def _add_compile(commands: Commands) -> None:
     parser = commands.add_parser("compile", help="compile a model and a plan into a bundle")
     parser.add_argument(
@@ -128,8 +142,8 @@ def _add_compile(commands: Commands) -> None:
     )
     parser.add_argument("--plan", type=Path, required=True, help="plan file (JSON)")
     parser.add_argument("-o", "--out", type=Path, required=True, help="bundle folder to write")
-    parser.add_argument("--target", default="onnx", help="what to lower to: onnx")
-    parser.add_argument("--precision", default="fp32", help="fp32")
+    parser.add_argument("--target", choices=TARGETS, default="onnx", help="to lower to (onnx)")
+    parser.add_argument("--precision", choices=PRECISIONS, default="fp32", help="(fp32)")
     parser.add_argument("--max-buckets", type=positive, help="merge steps to so many graphs")
     parser.add_argument("--samples", type=positive, default=1, help="images at once (demo only)")
     parser.add_argument("--call", default="{}", help="the pipeline's arguments as a JSON object")
@@ -155,16 +169,17 @@ def _add_run(commands: Commands) -> None:
     parser.add_argument(
         "--negative", action="append", default=[], metavar="NAME=VALUES", help="unconditional half"
     )
-    _add_engine_options(parser)
+    add_engine_options(parser)
     parser.set_defaults(run=_run)
 
 
 def _add_inspect(commands: Commands) -> None:
     parser = commands.add_parser("inspect", help="show what a bundle or a plan holds")
-    parser.add_argument("path", type=Path, help="bundle folder or plan.json")
+    parser.add_argument("path", type=Path, nargs="?", help="bundle folder or plan.json")
     parser.add_argument(
         "--why", nargs=2, metavar=("STEP", "SITE"), help="explain one cell of a plan"
     )
+    parser.add_argument("--schema", action="store_true", help="the JSON Schema of plan files")
     parser.add_argument("--json", action="store_true", help="for programs to read")
     parser.set_defaults(run=_inspect)
 
@@ -173,7 +188,7 @@ def _add_verify(commands: Commands) -> None:
     parser = commands.add_parser("verify", help="check a bundle's files and run every bucket once")
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--json", action="store_true", help="for programs to read")
-    _add_engine_options(parser)
+    add_engine_options(parser)
     parser.set_defaults(run=_verify)
 
 
@@ -190,7 +205,7 @@ def _add_bench(commands: Commands) -> None:
     parser.add_argument("--samples", type=positive, default=1, help="--sites: at once (demo only)")
     parser.add_argument("--call", default="{}", help="--sites: the pipeline's arguments, JSON")
     parser.add_argument("--json", action="store_true", help="for programs to read")
-    _add_engine_options(parser)
+    add_engine_options(parser)
     parser.set_defaults(run=_bench, misused=parser.error)
 
 
@@ -207,13 +222,6 @@ def _add_report(commands: Commands) -> None:
         help="JSON list of plans: latency_ms or multiply_adds_left, loss, threshold, label",
     )
     parser.set_defaults(run=_report)
-
-
-def _add_engine_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--provider", action="append", help="ONNX Runtime provider, CPUExecutionProvider if none"
-    )
-    parser.add_argument("--threads", type=positive, help="threads within an operator")
 
 
 # Commands import what they need when they run: torch is there only where something is compiled.
@@ -238,14 +246,17 @@ def _run(options: argparse.Namespace) -> None:
 
 
 def _inspect(options: argparse.Namespace) -> None:
-    if options.why is not None:
-        from .comparing import explain
+    from .comparing import explain
+    from .inspecting import inspect, show_schema
 
-        explain(options.path, _step(options.why[0]), options.why[1])
-        return
-    from .inspecting import inspect
-
-    inspect(options.path, as_json=options.json)
+    if options.schema:
+        show_schema()
+    elif options.path is None:
+        raise DitcError("inspect: expected a bundle folder or plan.json, or --schema")
+    elif options.why is not None:
+        explain(options.path, _step(options.why[0]), options.why[1], as_json=options.json)
+    else:
+        inspect(options.path, as_json=options.json)
 
 
 def _step(text: str) -> int:
@@ -265,6 +276,12 @@ def _diff(options: argparse.Namespace) -> None:
     from .comparing import diff
 
     diff(options.first, options.second, as_json=options.json)
+
+
+def _compare(options: argparse.Namespace) -> None:
+    from .comparing_images import compare
+
+    compare(options)
 
 
 def _verify(options: argparse.Namespace) -> None:

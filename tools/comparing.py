@@ -8,7 +8,7 @@ from pathlib import Path
 from ditc.passes import Method, Plan
 from ditc.runtime.errors import PlanError
 
-from .decisions import error_limit, threshold_of
+from .thresholds import error_limit, threshold_of
 
 __all__ = ["diff", "explain"]
 
@@ -53,7 +53,7 @@ def _left(plan: Plan) -> float:
     return computed / (plan.cost.full * plan.steps)
 
 
-def explain(path: Path, step: int, site: str) -> None:
+def explain(path: Path, step: int, site: str, *, as_json: bool = False) -> None:
     """Print why a cell of a plan has its method.
 
     Raises:
@@ -64,7 +64,36 @@ def explain(path: Path, step: int, site: str) -> None:
         raise PlanError(f"step {step}: the plan has steps 0 to {plan.steps - 1}")
     if site not in plan.windows:
         raise PlanError(f"site {site}: the plan has {', '.join(plan.sites)}")
+    if as_json:
+        sys.stdout.write(json.dumps(_record(plan, step, site)) + "\n")
+        return
     sys.stdout.write("\n".join(_reasons(plan, step, site)) + "\n")
+
+
+def _record(plan: Plan, step: int, site: str) -> dict[str, object]:
+    """Return a cell for programs: null where the plan doesn't tell."""
+    method, cost = plan.method(step, site), plan.cost.sites[site]
+    tried = None if plan.losses is None else plan.losses[step].get(site, {})
+    gate = None if plan.origin is None else plan.origin.gate
+    return {
+        "step": step,
+        "site": site,
+        "method": method,
+        "multiply_adds_left": cost.of(method, plan.windows[site]) / cost.full,
+        "search": plan.origin and plan.origin.search,
+        "threshold": _limit(plan, site),
+        "losses": tried,
+        "gated": () if gate is None else gate.refused.get(site, ()),
+    }
+
+
+def _limit(plan: Plan, site: str) -> float | None:
+    """Return the loss allowed at a site, None where no search found the plan."""
+    if plan.origin is None:
+        return None
+    if plan.origin.search == "ilp":
+        return error_limit(plan.origin.threshold, len(plan.sites))
+    return threshold_of(plan.origin.threshold, plan.sites.index(site), len(plan.sites))
 
 
 def _reasons(plan: Plan, step: int, site: str) -> Iterator[str]:
@@ -80,14 +109,14 @@ def _reasons(plan: Plan, step: int, site: str) -> Iterator[str]:
         return
     number, count = plan.sites.index(site), len(plan.sites)
     delta, by_program = plan.origin.threshold, plan.origin.search == "ilp"
+    limit = _limit(plan, site)
+    assert limit is not None
     if by_program:
-        limit = error_limit(delta, count)
         yield (
             f"ilp search, squared errors of a step up to {delta:g} over {count} sites; a method is "
             f"ruled out from 1.5 x {delta:g} / {count} = {limit:.4g} on"
         )
     else:
-        limit = threshold_of(delta, number, count)
         where = ", at the site's own output" if plan.origin.search == "local" else ""
         yield (
             f"{plan.origin.search} search, threshold {delta:g} x {number + 1} of {count} sites = "

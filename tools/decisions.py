@@ -11,6 +11,8 @@ import torch
 from ditc.passes import Losses, Method, Plan
 from ditc.runtime.errors import PlanError
 
+from .thresholds import error_limit, threshold_of
+
 __all__ = [
     "CANDIDATES",
     "LARGEST_ERROR",
@@ -93,19 +95,6 @@ def relative_loss(reference: torch.Tensor, output: torch.Tensor) -> float:
     """
     larger = torch.maximum(reference.abs(), output.abs())
     return ((reference - output).abs() / (larger + 1e-6)).clamp(0, 10).mean().item()
-
-
-def threshold_of(threshold: float, number: int, count: int) -> float:
-    """Return the threshold of site `number` (from 0) of `count`: it rises with depth."""
-    return threshold * (number + 1) / count
-
-
-def error_limit(threshold: float, count: int) -> float:
-    """Return from where on the error of one of `count` sites is too much by itself: 1.5·δ/M.
-
-    Source: DiTFastAttnV2 (arXiv 2503.22796), with sites in the place of heads.
-    """
-    return 1.5 * threshold / count
 
 
 def check_loss(step: int, site: str, loss: float) -> None:

@@ -17,12 +17,19 @@ from ditc.runtime import Bundle
 from ditc.runtime.guidance import guide
 from ditc.runtime.sampler import SamplerState
 
-from .glyphs import CLASSES, IMAGE_SIZE, NULL_CLASS, load_classifier
+from .glyphs import (
+    CLASSES,
+    IMAGE_SIZE,
+    NULL_CLASS,
+    GlyphFeatures,
+    load_classifier,
+    render_batch,
+)
 from .images import comparison, to_bytes
 from .inspecting import bytes_by_part
 from .models import demo_recording
 from .progress import progress
-from .quality import Closeness, closeness
+from .quality import Closeness, Figure, closeness, frechet_distance, lpips, small_sample
 from .timing import Timing, in_turn
 
 __all__ = ["GUIDANCE_SCALE", "PLAN", "Report", "run_demo"]
@@ -31,6 +38,8 @@ PLAN = Path(__file__).parent / "demo_model" / "plan.json"
 GUIDANCE_SCALE = 4.0
 BUSY = 1.25
 """Third quartile over first beyond which times say more about the machine than about engines."""
+DRAWN_EACH = 50
+"""Drawn glyphs of every class that images are held against."""
 SHOWN = "DITC2357ABKQ"
 Images = npt.NDArray[np.float32]
 
@@ -49,7 +58,12 @@ class Report:
         accuracy: share of glyphs that the classifier reads as the class asked for.
         bundle_bytes: bytes of the compressed bundle by part.
         buckets: graphs in the compressed bundle.
-        samples: images behind accuracy and closeness.
+        frechet: Fréchet distance to freshly drawn glyphs, in the classifier's features, of
+            `compressed`, `uncompressed` and `drawn`: as many glyphs of another draw, which is
+            what so few images have at best.
+        frechet_note: what to know of distances from so few images, None where they suffice.
+        absent: figures that there are none of, and why.
+        samples: images behind accuracy, closeness and distances.
         threads: threads of PyTorch, as many as were fastest; ONNX Runtime takes all cores.
     """
 
@@ -60,6 +74,9 @@ class Report:
     per_image: dict[str, Timing]
     closeness: Closeness
     accuracy: dict[str, float]
+    frechet: dict[str, float]
+    frechet_note: str | None
+    absent: dict[str, str]
     bundle_bytes: dict[str, int]
     buckets: int
     samples: int
@@ -195,11 +212,37 @@ def _report(
         per_image=timings,
         closeness=closeness(images["compressed"], images["uncompressed"]),
         accuracy=accuracy,
+        frechet=_distances(images),
+        frechet_note=small_sample(len(CLASSES), GlyphFeatures.num_features),
+        absent=_absent(images),
         bundle_bytes=bytes_by_part(bundles["compressed"].manifest),
         buckets=len(sched.buckets),
         samples=len(CLASSES),
         threads=torch.get_num_threads(),
     )
+
+
+def _distances(images: dict[str, Images]) -> dict[str, float]:
+    """Return the Fréchet distance of each set, and of a fresh draw, to many drawn glyphs."""
+    labels = torch.arange(len(CLASSES))
+    generator = torch.Generator().manual_seed(0)
+    drawn = render_batch(labels, generator).numpy()
+    batches = [render_batch(labels, generator).numpy() for _ in range(DRAWN_EACH)]
+    references, features = np.concatenate(batches), GlyphFeatures.load()
+    found = {
+        name: frechet_distance(made, references, features).value
+        for name, made in {**images, "drawn": drawn}.items()
+    }
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def _absent(images: dict[str, Images]) -> dict[str, str]:
+    """Return the figures that glyphs have none of, and why."""
+    figures = {
+        "LPIPS": lpips(images["compressed"], images["uncompressed"]),
+        "CLIP score": Figure(None, "glyphs are asked for by class: there are no prompts"),
+    }
+    return {name: figure.absent for name, figure in figures.items() if figure.absent is not None}
 
 
 def _write(report: Report, images: dict[str, Images], out: Path) -> None:
@@ -250,5 +293,14 @@ def lines(report: Report) -> Iterator[str]:
         f"PSNR {report.closeness.psnr_db:.1f} dB, SSIM {report.closeness.ssim:.3f} "
         f"against the uncompressed images, over {report.samples} of them"
     )
+    distances = report.frechet
+    yield (
+        f"Fréchet distance to drawn glyphs {distances['compressed']:.1f} compressed, "
+        f"{distances['uncompressed']:.1f} uncompressed, {distances['drawn']:.1f} another draw"
+    )
+    if report.frechet_note is not None:
+        yield f"  ({report.frechet_note})"
+    for name, why in report.absent.items():
+        yield f"{name}: absent, {why}"
     parts = ", ".join(f"{name} {size / 1e6:.2f} MB" for name, size in report.bundle_bytes.items())
     yield f"bundle: {parts}, {report.buckets} buckets"

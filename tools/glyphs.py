@@ -28,6 +28,7 @@ __all__ = [
     "IMAGE_SIZE",
     "NULL_CLASS",
     "GlyphClassifier",
+    "GlyphFeatures",
     "demo_scheduler",
     "load_classifier",
     "load_demo_model",
@@ -173,6 +174,25 @@ class GlyphClassifier(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Map `[batch, 1, 32, 32]` images in [-1, 1] to `[batch, 36]` logits."""
         return cast("Tensor", self.head(self.features(images).flatten(1)))
+
+
+class GlyphFeatures(nn.Module):
+    """What the classifier sees of glyphs before it decides: its penultimate features."""
+
+    num_features = 256
+
+    def __init__(self, classifier: GlyphClassifier) -> None:
+        super().__init__()
+        self.features = classifier.features
+
+    @classmethod
+    def load(cls) -> "GlyphFeatures":
+        """Return those of the shipped classifier, in eval mode."""
+        return cls(load_classifier()).eval()
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Map `[batch, 1, 32, 32]` images in [-1, 1] to `[batch, 256]` features."""
+        return cast("Tensor", self.features(images).flatten(1))
 
 
 def train_classifier(steps: int = 600, batch: int = 256, seed: int = 0) -> GlyphClassifier:

@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from ditc.runtime.errors import DitcError
 
-__all__ = ["comparison", "save_images", "to_bytes"]
+__all__ = ["check_pictures", "comparison", "save_images", "to_bytes"]
 
 Pixels = npt.NDArray[np.uint8]
 INK, PAPER, FAINT = (28, 30, 36), (250, 250, 248), (120, 124, 132)
@@ -27,16 +27,24 @@ def to_bytes(latents: npt.NDArray[np.float32]) -> Pixels:
     Raises:
         DitcError: if there are other numbers of channels: those are latents, not pixels.
     """
-    if latents.ndim != 4 or latents.shape[1] not in (1, 3):
-        raise DitcError(
-            f"result {list(latents.shape)} is no picture of 1 or 3 channels: write it as .npy and "
-            "decode it"
-        )
+    check_pictures(latents.shape)
     scaled = np.clip((latents + 1) * 127.5, 0, 255).round().astype(np.uint8)
     pixels: Pixels = np.broadcast_to(
         scaled.transpose(0, 2, 3, 1), (*scaled.shape[:1], *scaled.shape[2:], 3)
     ).copy()
     return pixels
+
+
+def check_pictures(shape: Sequence[int]) -> None:
+    """Refuse a shape that isn't `[samples, channels, height, width]` with 1 or 3 channels.
+
+    Raises:
+        DitcError: if it is another: those are latents, not pixels.
+    """
+    if len(shape) != 4 or shape[1] not in (1, 3):
+        raise DitcError(
+            f"result {list(shape)} is no picture of 1 or 3 channels: write it as .npy and decode it"
+        )
 
 
 def save_images(latents: npt.NDArray[np.float32], path: Path) -> None:

@@ -1,5 +1,6 @@
-"""`ditc inspect`: show what a bundle or a plan holds; a bundle needs no torch."""
+"""`ditc inspect`: show what a bundle or a plan holds, without torch."""
 
+import json
 import math
 import sys
 from collections import Counter
@@ -8,11 +9,12 @@ from pathlib import Path
 
 import numpy as np
 
+from ditc.passes import Plan, plan_schema
 from ditc.runtime.errors import DitcError
 from ditc.runtime.files import read_text
 from ditc.runtime.manifest import MANIFEST_FILE, WEIGHTS_FILE, Manifest
 
-__all__ = ["LETTERS", "bytes_by_part", "inspect"]
+__all__ = ["LETTERS", "bytes_by_part", "inspect", "show_schema"]
 
 LETTERS = {"full": "#", "asc": "c", "wa-rs": "w", "wa-rs+asc": "b", "ast": "."}
 LEGEND = "# full   c asc   w wa-rs   b wa-rs+asc   . ast"
@@ -32,6 +34,11 @@ def inspect(path: Path, *, as_json: bool = False) -> None:
     else:
         raise DitcError(f"{path}: no bundle folder and no plan file is there")
     sys.stdout.write(text)
+
+
+def show_schema() -> None:
+    """Print the JSON Schema of plan files."""
+    sys.stdout.write(json.dumps(plan_schema(), indent=2) + "\n")
 
 
 def _manifest(path: Path) -> Manifest:
@@ -76,8 +83,6 @@ def _bundle_lines(path: Path, manifest: Manifest) -> Iterator[str]:
 
 
 def _plan_text(path: Path, *, as_json: bool) -> str:
-    from ditc.passes import Plan
-
     plan = Plan.load(path)
     if as_json:
         return plan.to_json()

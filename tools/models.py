@@ -3,7 +3,8 @@
 import importlib
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -85,17 +86,39 @@ def _from_factory(name: str) -> Recording:
     return made
 
 
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep what diffusers and transformers say while they load off standard error."""
+    from diffusers.utils import logging as diffusers_says
+    from transformers.utils import logging as transformers_say
+
+    before = [(says, says.get_verbosity()) for says in (diffusers_says, transformers_say)]
+    bars = [says.is_progress_bar_enabled() for says, _ in before]
+    try:
+        for says, _ in before:
+            says.set_verbosity_error()
+            says.disable_progress_bar()
+        yield
+    finally:
+        for (says, verbosity), bar in zip(before, bars, strict=True):
+            says.set_verbosity(verbosity)
+            if bar:
+                says.enable_progress_bar()
+
+
 def _from_pipeline(model: str, steps: int, call: Mapping[str, object]) -> Recording:
     from diffusers import DiffusionPipeline
 
     try:
-        pipe = DiffusionPipeline.from_pretrained(model)
+        with _quiet():
+            pipe = DiffusionPipeline.from_pretrained(model)
     except (OSError, ValueError, ImportError) as error:
         first = str(error).strip().splitlines()[0]
         raise DitcError(
             f"model {model}: is neither 'demo', a pipeline folder, package.module:factory, nor a "
             f"hub id that can be loaded: {first}"
         ) from error
+    pipe.set_progress_bar_config(disable=True)
     try:
         return record(pipe, call={"num_inference_steps": steps, **call})
     except (TypeError, ValueError) as error:

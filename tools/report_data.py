@@ -1,7 +1,6 @@
-"""Read what a report shows from a plan file or a bundle; a bundle needs no torch, but tells less.
+"""Read what a report shows from a plan file or a bundle, without torch.
 
-Everything is turned into plain tuples here, indexed by step and by site, so that pages and pictures
-are made without torch.
+Everything is turned into plain tuples here, indexed by step and by site.
 """
 
 import math
@@ -9,10 +8,11 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ditc.passes import Plan
+from ditc.passes.liveness import kept_residuals
 from ditc.runtime.errors import BundleError, DitcError
 from ditc.runtime.files import check_files, read_text
 from ditc.runtime.manifest import MANIFEST_FILE, PLAN_FILE, Manifest
@@ -21,9 +21,6 @@ from .inspecting import bytes_by_part
 from .report_colours import METHODS
 from .report_extras import Point
 from .report_plan import Absent, Costs, Searched, costs_of, notes_of, points_of, scaled, searched_of
-
-if TYPE_CHECKING:
-    from ditc.passes import Plan
 
 __all__ = ["Facts", "Memory", "read_facts"]
 
@@ -95,9 +92,6 @@ def read_facts(path: Path) -> Facts:
 
 
 def _of_plan(path: Path) -> Facts:
-    from ditc.passes import Plan
-    from ditc.passes.liveness import kept_residuals
-
     plan = Plan.load(path)
     _check_size(path, plan.steps, len(plan.sites))
     rows = tuple(tuple(str(row[site]) for site in plan.sites) for row in plan.cells)
@@ -170,23 +164,16 @@ def _of_bundle(path: Path) -> Facts:
     )
 
 
-def _plan_inside(path: Path, manifest: Manifest) -> tuple["Plan | None", tuple[Absent, ...]]:
+def _plan_inside(path: Path, manifest: Manifest) -> tuple[Plan | None, tuple[Absent, ...]]:
     """Return the plan a bundle holds, or what is absent without it."""
     what = "Attention and model left, costs of cells, losses"
     if PLAN_FILE not in manifest.files:
         return None, (Absent(what, f"the bundle holds no {PLAN_FILE}"),)
     check_files(path, {PLAN_FILE: manifest.files[PLAN_FILE]})
-    try:
-        from ditc.passes import Plan
-    except ImportError as error:
-        if error.name != "torch":
-            raise
-        why = f"{PLAN_FILE} is read with torch, which isn't installed: pip install 'ditc[compile]'"
-        return None, (Absent(what, why),)
     return Plan.load(path / PLAN_FILE), ()
 
 
-def _sites(path: Path, manifest: Manifest, plan: "Plan | None") -> tuple[str, ...]:
+def _sites(path: Path, manifest: Manifest, plan: Plan | None) -> tuple[str, ...]:
     """Return the sites of a bundle, checked to be the same in all buckets and in the plan."""
     names = sorted(manifest.buckets[0].methods, key=_by_number)
     for bucket in manifest.buckets:

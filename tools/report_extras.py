@@ -12,6 +12,7 @@ import numpy.typing as npt
 from ditc.runtime.errors import DitcError
 
 from .images import to_bytes
+from .report_plan import Absent
 from .report_words import decibels, milliseconds
 
 __all__ = ["Demo", "Latency", "Pixels", "Point", "read_bench", "read_demo", "read_pareto"]
@@ -63,6 +64,7 @@ class Demo:
         names: what each image is called.
         psnr_db: of each image against the uncompressed one, infinite where equal.
         of: how many images the folder holds; more than a page shows are left out.
+        absent: figures of quality that there are none of, and why.
     """
 
     attention_left: float
@@ -72,6 +74,7 @@ class Demo:
     names: tuple[str, ...]
     psnr_db: tuple[float, ...]
     of: int
+    absent: tuple[Absent, ...] = ()
 
 
 def read_bench(path: Path, buckets: Sequence[str]) -> dict[str, Latency]:
@@ -154,10 +157,11 @@ def read_demo(folder: Path) -> Demo:
     before, after = (_images(folder, name) for name in ("uncompressed", "compressed"))
     if (before is None) != (after is None):
         raise DitcError(f"--demo {folder}: has images of one bundle only: run 'ditc demo' again")
-    figures = _figures(record, where)
+    figures = (*_figures(record, where), *_distances(record, where))
+    absent = _absent(record, where)
     left = _number(record.get("attention_left"), f"{where}: attention_left")
     if before is None or after is None:
-        return Demo(left, figures, None, None, (), (), 0)
+        return Demo(left, figures, None, None, (), (), 0, absent)
     if before.shape != after.shape:
         raise DitcError(
             f"--demo {folder}: images of shapes {list(before.shape)} and {list(after.shape)}, "
@@ -174,6 +178,7 @@ def read_demo(folder: Path) -> Demo:
         names=names[shown],
         psnr_db=tuple(_psnr(first, second) for first, second in pairs),
         of=len(before),
+        absent=absent,
     )
 
 
@@ -203,6 +208,36 @@ def _figures(record: Mapping[str, object], where: str) -> tuple[tuple[str, str, 
         ("SSIM against uncompressed", "", f"{ssim:.3f}"),
         ("Images behind these figures", "", f"{number('samples'):.0f}"),
     )
+
+
+def _distances(record: Mapping[str, object], where: str) -> tuple[tuple[str, str, str], ...]:
+    """Return the Fréchet distances; a demo of an earlier version has none."""
+    if "frechet" not in record:
+        return ()
+    found = _object(record["frechet"], f"{where}: frechet")
+    plain, small, drawn = (
+        _number(found.get(name), f"{where}: frechet.{name}") for name in (*SIDES, "drawn")
+    )
+    note = record.get("frechet_note")
+    if note is not None and not isinstance(note, str):
+        raise DitcError(f"{where}: frechet_note: expected a string, found {_kind(note)}")
+    rows = (
+        ("Fréchet distance to drawn glyphs", f"{plain:.1f}", f"{small:.1f}"),
+        ("The same of another draw of glyphs", "", f"{drawn:.1f}"),
+    )
+    return rows if note is None else (*rows, (f"Of these distances: {note}", "", ""))
+
+
+def _absent(record: Mapping[str, object], where: str) -> tuple[Absent, ...]:
+    """Return the figures that the demo says there are none of."""
+    found = []
+    if "frechet" not in record:
+        found.append(Absent("Fréchet distance", "the demo's folder states none: run it again"))
+    for name, why in _object(record.get("absent", {}), f"{where}: absent").items():
+        if not isinstance(why, str):
+            raise DitcError(f"{where}: absent.{name}: expected a string, found {_kind(why)}")
+        found.append(Absent(name, why))
+    return tuple(found)
 
 
 def _images(folder: Path, name: str) -> npt.NDArray[np.float32] | None:

@@ -226,6 +226,8 @@ def _not_given(facts: Facts, extras: Extras) -> list[Absent]:
         found.append(Absent("Measured latency", why))
     if extras.points is None and facts.points is None:
         found.append(Absent("Cost against loss", "no --pareto given: a JSON list of plans"))
+    if extras.demo is not None:
+        found.extend(extras.demo.absent)
     if extras.demo is None:
         found.append(Absent("Quality and images", "no --demo given: the folder of ditc demo"))
     elif extras.demo.before is None:

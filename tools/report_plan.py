@@ -3,12 +3,11 @@
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+
+from ditc.passes import Method, Plan
 
 from .report_extras import Point
-
-if TYPE_CHECKING:
-    from ditc.passes import Plan
+from .thresholds import error_limit, threshold_of
 
 __all__ = [
     "Absent",
@@ -85,7 +84,7 @@ class Searched:
     gated: tuple[tuple[str, ...], ...] = ()
 
 
-def costs_of(plan: "Plan", rows: Sequence[Sequence[str]], kept: Sequence[frozenset[str]]) -> Costs:
+def costs_of(plan: Plan, rows: Sequence[Sequence[str]], kept: Sequence[frozenset[str]]) -> Costs:
     """Return what a plan's cells cost.
 
     Args:
@@ -93,8 +92,6 @@ def costs_of(plan: "Plan", rows: Sequence[Sequence[str]], kept: Sequence[frozens
         rows: for each step the method of each site; those of the plan, or of a bundle made of it.
         kept: for each step the sites that keep their residual.
     """
-    from ditc.passes import Method
-
     spent = tuple(
         tuple(
             plan.cost.sites[site].of(
@@ -126,7 +123,7 @@ def scaled(costs: Costs, totals: Sequence[int]) -> tuple[Costs | None, tuple[Abs
     return scaled, ()
 
 
-def searched_of(plan: "Plan") -> tuple[Searched | None, tuple[Absent, ...]]:
+def searched_of(plan: Plan) -> tuple[Searched | None, tuple[Absent, ...]]:
     """Return what the search of a plan tried, and what the plan doesn't tell of it."""
     if plan.losses is None:
         why = "the plan holds none: it was written or changed by hand, not found by a search"
@@ -141,8 +138,6 @@ def searched_of(plan: "Plan") -> tuple[Searched | None, tuple[Absent, ...]]:
     if plan.origin is None or plan.origin.search not in ("greedy", "local", "ilp"):
         why = "the plan doesn't say that a search of ditc found it"
         return Searched(losses, None, None), (Absent("Thresholds of sites", why),)
-    from .decisions import error_limit, threshold_of
-
     delta, count = plan.origin.threshold, len(plan.sites)
     limits = tuple(
         error_limit(delta, count)
@@ -157,7 +152,7 @@ def searched_of(plan: "Plan") -> tuple[Searched | None, tuple[Absent, ...]]:
     return Searched(losses, limits, delta, gate.target, gated), ()
 
 
-def notes_of(plan: "Plan") -> tuple[tuple[str, str], ...]:
+def notes_of(plan: Plan) -> tuple[tuple[str, str], ...]:
     """Return how a plan was found, as labels and values."""
     scale = () if plan.guidance_scale is None else (("guidance", f"{plan.guidance_scale:g}"),)
     if plan.origin is None:

@@ -13,7 +13,7 @@ from ditc.runtime import Bundle
 from ditc.runtime.errors import DitcError, EngineError
 from ditc.runtime.manifest import Manifest
 
-from .images import save_images
+from .images import check_pictures, save_images
 from .progress import progress
 
 __all__ = ["example_inputs", "generate", "open_bundle", "verify"]
@@ -38,6 +38,8 @@ def generate(options: argparse.Namespace) -> None:
     if out.is_dir() or not out.parent.is_dir():
         raise DitcError(f"--out {out}: can't be written: expected a file in a folder that is there")
     bundle = open_bundle(options)
+    if out.suffix == ".png":
+        _check_makes_pictures(bundle.manifest)
     with progress("generate", bundle.steps) as advance:
         latents = bundle.generate(
             seed=options.seed,
@@ -54,6 +56,14 @@ def generate(options: argparse.Namespace) -> None:
     except OSError as error:
         raise DitcError(f"--out {out}: can't be written: {error}") from error
     sys.stdout.write(f"{out}: {list(latents.shape)}, seed {options.seed}\n")
+
+
+def _check_makes_pictures(manifest: Manifest) -> None:
+    """Refuse a bundle whose latents are no pictures, before it works for nothing."""
+    latents = manifest.input_of("latents")
+    if latents is not None:
+        batch, *sizes = latents.shape
+        check_pictures((batch // 2 if manifest.cfg else batch, *sizes))
 
 
 def verify(options: argparse.Namespace) -> None:
@@ -103,7 +113,12 @@ def _check_finite(step: int, result: Numbers | Mapping[str, Numbers]) -> None:
 
 def _arrays(option: str, given: Iterable[str], manifest: Manifest) -> dict[str, Numbers]:
     dtypes = {entry.name: entry.dtype for entry in manifest.inputs if entry.role == "condition"}
-    return dict(_array(option, text, dtypes) for text in given)
+    arrays: dict[str, Numbers] = {}
+    for name, array in (_array(option, text, dtypes) for text in given):
+        if name in arrays:
+            raise DitcError(f"{option} {name}: is given twice, expected once")
+        arrays[name] = array
+    return arrays
 
 
 def _load(path: str) -> Numbers:

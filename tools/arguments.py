@@ -1,9 +1,12 @@
-"""Options of the `ditc` command: those of a search, and types that several commands use."""
+"""Arguments of the `ditc` command: those of a search, and types that several commands use."""
 
 import argparse
 from pathlib import Path
 
-__all__ = ["add_search_options", "positive", "seed"]
+__all__ = ["add_compare_options", "add_engine_options", "add_search_options", "positive", "seed"]
+
+CLIP = "openai/clip-vit-large-patch14"
+"""The model of the paper's CLIP scores."""
 
 
 def add_search_options(parser: argparse.ArgumentParser) -> None:
@@ -46,8 +49,28 @@ def add_search_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--call", default="{}", help="the pipeline's arguments as a JSON object")
 
 
+def add_compare_options(parser: argparse.ArgumentParser) -> None:
+    """Add what `ditc compare` takes."""
+    parser.add_argument("first", type=Path, metavar="A", help="folder of .png or .npy, or a .npy")
+    parser.add_argument("second", type=Path, metavar="B", help="the same: what they should be")
+    parser.add_argument(
+        "--features", choices=("inception", "glyphs"), default="inception", help="Fréchet's"
+    )
+    parser.add_argument("--prompts", type=Path, help="text file, a line an image, for CLIP score")
+    parser.add_argument("--clip", default=CLIP, help=f"folder or cached hub id ({CLIP})")
+    parser.add_argument("--json", action="store_true", help="for programs to read")
+
+
+def add_engine_options(parser: argparse.ArgumentParser) -> None:
+    """Add how engines run."""
+    parser.add_argument(
+        "--provider", action="append", help="ONNX Runtime provider, CPUExecutionProvider if none"
+    )
+    parser.add_argument("--threads", type=positive, help="threads within an operator")
+
+
 def seed(text: str) -> int:
-    """Parse an integer that isn't negative."""
+    """Return an integer of at least 0."""
     value = int(text)
     if value < 0:
         raise argparse.ArgumentTypeError(f"{value} is below 0")
@@ -55,7 +78,7 @@ def seed(text: str) -> int:
 
 
 def positive(text: str) -> int:
-    """Parse an integer of at least 1."""
+    """Return an integer of at least 1."""
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"{value} is not at least 1")

@@ -1,0 +1,19 @@
+"""How much loss a search allows at each site."""
+
+__all__ = ["error_limit", "threshold_of"]
+
+
+def threshold_of(threshold: float, number: int, count: int) -> float:
+    """Return the threshold of site `number` (from 0) of `count`: it rises with depth.
+
+    Source: δ · i / M (DiTFastAttn, arXiv 2406.08552, section 3.4).
+    """
+    return threshold * (number + 1) / count
+
+
+def error_limit(threshold: float, count: int) -> float:
+    """Return from where on the error of one of `count` sites is too much by itself: 1.5·δ/M.
+
+    Source: DiTFastAttnV2 (arXiv 2503.22796), with sites in the place of heads.
+    """
+    return 1.5 * threshold / count
