@@ -43,9 +43,14 @@ class SiteStates:
             self.outputs[name] = {
                 exit_name: snapshot[f"{name} output {exit_name}"] for exit_name in part.site.exits
             }
-            self.residuals[name] = snapshot[f"{name} residual"]
+            if self.keeps_residual(name):
+                self.residuals[name] = snapshot[f"{name} residual"]
         self.multiply_adds = last.multiply_adds
         self.plain_multiply_adds = last.plain_multiply_adds
+
+    def keeps_residual(self, site: str) -> bool:
+        """Return whether a later step could want the site's residual."""
+        return any(method.windowed for method in self.space.candidates[site])
 
     def run(self, piece: Piece, values: Mapping[str, torch.Tensor]) -> Values:
         """Run a piece and count it."""
@@ -109,7 +114,7 @@ class Forms:
         name = self.part.site.name
         if method is not Method.AST:
             self._states.outputs[name] = self.exits(method)
-        if method.runs_full_attention:
+        if method.runs_full_attention and self._states.keeps_residual(name):
             residual = self._full_output() - self._window_output()
             shared = self._shared(residual) if method.shares_cfg else residual
             self._states.residuals[name] = shared

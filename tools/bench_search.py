@@ -1,0 +1,213 @@
+"""Compare the greedy search with a plain one: `python -m ditc.tools.bench_search`.
+
+The plain search runs the whole model anew for the reference, for every candidate and for the step
+as decided, on the same rewritten pieces. Both must find the same plan. What is compared is what
+they computed, in multiply-adds, and the time that took, both in turn in one process.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+
+import torch
+from diffusers import DiTTransformer2DModel
+
+from ditc.export import sampler_table
+from ditc.passes import Losses, Method, Recording
+from ditc.runtime.errors import DitcError, PlanError
+from ditc.runtime.sampler import SamplerTable
+
+from .decisions import Decided, relative_loss, threshold_of
+from .glyphs import demo_scheduler
+from .models import demo_recording
+from .site_forms import Forms, SiteStates
+from .space import Space, space_of
+from .stepping import GreedySteps
+from .trajectory import Trajectory
+
+__all__ = ["Comparison", "PlainSteps", "compare", "deep_recording", "main"]
+
+GUIDANCE_SCALE = 4.0
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What the two searches took for the same plan.
+
+    Attributes:
+        model: name of the model.
+        layers: sites that are searched.
+        steps: denoising steps.
+        threshold: δ.
+        compressed: share of the cells behind step 0 that aren't full.
+        multiply_adds: ratio of what was computed, greedy over plain.
+        time: ratio of wall times, median of rounds.
+        greedy_s: median wall time of the greedy search.
+        plain_s: the same of the plain one.
+    """
+
+    model: str
+    layers: int
+    steps: int
+    threshold: float
+    compressed: float
+    multiply_adds: float
+    time: float
+    greedy_s: float
+    plain_s: float
+
+
+class PlainSteps(SiteStates):
+    """A greedy search that keeps nothing within a step."""
+
+    def __init__(self, space: Space, threshold: float) -> None:
+        super().__init__(space)
+        self._threshold = threshold
+
+    def decide(self, step: int, inputs: Mapping[str, torch.Tensor]) -> tuple[Decided, torch.Tensor]:
+        """Decide every site of a step, and return its output too."""
+        decided: dict[str, Method] = {}
+        tried: dict[str, Losses] = {}
+        reference = self._whole(inputs, decided)
+        for number, part in enumerate(self.pieces.sites):
+            site = part.site.name
+            limit = threshold_of(self._threshold, number, len(self.pieces.sites))
+            method, losses = Method.FULL, {}
+            for candidate in self.space.candidates[site] if step else ():
+                output = self._whole(inputs, {**decided, site: candidate})
+                losses[candidate] = relative_loss(reference, output)
+                if losses[candidate] < limit:
+                    method = candidate
+                    break
+            decided[site], tried[site] = method, losses
+        output = self._whole(inputs, decided, keep=True)
+        return Decided(decided, tried, self.multiply_adds, self.multiply_adds), output
+
+    def _whole(
+        self, inputs: Mapping[str, torch.Tensor], methods: Mapping[str, Method], keep: bool = False
+    ) -> torch.Tensor:
+        def pick(_: int, forms: Forms) -> Method:
+            method = methods.get(forms.part.site.name, Method.FULL)
+            if keep:
+                forms.keep(method)
+            return method
+
+        return self.walk(inputs, pick)
+
+
+def deep_recording(layers: int = 28) -> Recording:
+    """Return a DiT of the demo's width with many layers and random weights, both halves."""
+    torch.manual_seed(0)
+    module = DiTTransformer2DModel(
+        num_attention_heads=4,
+        attention_head_dim=32,
+        in_channels=1,
+        out_channels=1,
+        num_layers=layers,
+        sample_size=32,
+        patch_size=2,
+        num_embeds_ada_norm=36,
+    )
+    kwargs = {
+        "hidden_states": torch.randn(2, 1, 32, 32),
+        "timestep": torch.full((2,), 500.0),
+        "class_labels": torch.tensor([3, 36]),
+    }
+    return Recording(module.eval(), kwargs, "cond-first", demo_scheduler())
+
+
+def compare(
+    name: str, recording: Recording, steps: int, threshold: float, rounds: int
+) -> Comparison:
+    """Search the same plan both ways, in turn.
+
+    Raises:
+        PlanError: if the plans differ.
+    """
+    program = recording.capture()
+    table = sampler_table(recording.scheduler, steps)
+    space = space_of(program)
+    ratios, taken = [], {GreedySteps: [0.0], PlainSteps: [0.0]}
+    for _ in range(rounds):
+        greedy, greedy_s, cells = _timed(GreedySteps(space, threshold), space, table)
+        plain, plain_s, other = _timed(PlainSteps(space, threshold), space, table)
+        if cells != other:
+            raise PlanError(f"{name}: greedy and plain search decide otherwise")
+        ratios.append(greedy_s / plain_s)
+        taken[GreedySteps].append(greedy_s)
+        taken[PlainSteps].append(plain_s)
+    behind = [method for row in cells[1:] for method in row.values()]
+    return Comparison(
+        name,
+        len(space.pieces.sites),
+        steps,
+        threshold,
+        sum(method is not Method.FULL for method in behind) / len(behind),
+        greedy / plain,
+        statistics.median(ratios),
+        statistics.median(taken[GreedySteps][1:]),
+        statistics.median(taken[PlainSteps][1:]),
+    )
+
+
+def _timed(
+    decider: GreedySteps | PlainSteps, space: Space, table: SamplerTable
+) -> tuple[int, float, list[Mapping[str, Method]]]:
+    """Return the multiply-adds, the seconds and the decisions of a search."""
+    trajectory = Trajectory(space.program, table, GUIDANCE_SCALE, seed=0)
+    cells = []
+    started = time.perf_counter()
+    for step in range(table.steps):
+        decided, output = decider.decide(step, trajectory.inputs(step))
+        trajectory.advance(step, output)
+        cells.append(decided.methods)
+    return decider.multiply_adds, time.perf_counter() - started, cells
+
+
+def _line(found: Comparison) -> str:
+    return (
+        f"{found.model}, {found.layers} layers, {found.steps} steps, threshold "
+        f"{found.threshold:g}: {found.compressed:.0%} of cells compressed; multiply-adds "
+        f"{found.multiply_adds:.2f}, time {found.time:.2f} ({found.greedy_s:.1f} s against "
+        f"{found.plain_s:.1f} s)"
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; return 0, or 1 with one line on stderr where the input is at fault."""
+    parser = argparse.ArgumentParser(
+        prog="python -m ditc.tools.bench_search", description=__doc__.splitlines()[0]
+    )
+    parser.add_argument("--thresholds", default="0.05,0.1", help="with commas between (0.05,0.1)")
+    parser.add_argument("--steps", type=int, default=20, help="of the demo model (20)")
+    parser.add_argument("--layers", type=int, default=28, help="of the deep model (28)")
+    parser.add_argument("--deep-steps", type=int, default=4, help="of the deep model (4)")
+    parser.add_argument("--rounds", type=int, default=3, help="of timing (3)")
+    parser.add_argument("--json", action="store_true", help="for programs to read")
+    options = parser.parse_args(arguments)
+    found = []
+    try:
+        for text in options.thresholds.split(","):
+            models = {
+                "demo": (demo_recording(), options.steps),
+                "random weights": (deep_recording(options.layers), options.deep_steps),
+            }
+            for name, (recording, steps) in models.items():
+                found.append(compare(name, recording, steps, float(text), options.rounds))
+                if not options.json:
+                    sys.stdout.write(_line(found[-1]) + "\n")
+                    sys.stdout.flush()
+    except (DitcError, ValueError) as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 1
+    if options.json:
+        sys.stdout.write(json.dumps([asdict(entry) for entry in found], indent=1) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
