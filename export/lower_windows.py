@@ -9,7 +9,7 @@ from torch import fx
 
 from ditc.passes.attention import WINDOW_ATTENTION
 from ditc.passes.base import Pass, run
-from ditc.passes.capturing import unlift
+from ditc.passes.unlifting import unlift
 from ditc.passes.clean_inference import CleanInference
 from ditc.passes.graphs import add_weight, flat_outputs, infer, shape_of, weight
 from ditc.passes.remove_dead_code import RemoveDeadCode

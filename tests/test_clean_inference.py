@@ -4,7 +4,7 @@ import torch
 from torch import fx, nn
 
 from ditc.passes.base import run
-from ditc.passes.capturing import unlift
+from ditc.passes.unlifting import unlift
 from ditc.passes.clean_inference import CleanInference
 from ditc.passes.verify import verify_values
 

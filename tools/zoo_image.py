@@ -283,22 +283,34 @@ IMAGE = (
     ),
     Tiny(
         "Transformer2DModel",
-        {**HEADS, "in_channels": 8, "num_layers": 2, "norm_num_groups": 2, "cross_attention_dim": 12},
+        {
+            **HEADS,
+            "in_channels": 8,
+            "num_layers": 2,
+            "norm_num_groups": 2,
+            "cross_attention_dim": 12,
+        },
         _transformer2d,
         latents="hidden_states",
     ),
     Tiny(
         "DreamLiteTransformer2DModel",
-        {**HEADS, "in_channels": 8, "num_layers": 2, "norm_num_groups": 2, "cross_attention_dim": 12},
+        {
+            **HEADS,
+            "in_channels": 8,
+            "num_layers": 2,
+            "norm_num_groups": 2,
+            "cross_attention_dim": 12,
+        },
         _transformer2d,
     ),
     Tiny("CogView3PlusTransformer2DModel", {**_COGVIEW, "sample_size": 8}, _cogview3),
     Tiny(
-        "CogView4Transformer2DModel", {**_COGVIEW, "rope_axes_dim": (8, 8), "sample_size": 8}, _cogview3
+        "CogView4Transformer2DModel",
+        {**_COGVIEW, "rope_axes_dim": (8, 8), "sample_size": 8},
+        _cogview3,
     ),
-    Tiny(
-        "GlmImageTransformer2DModel", {**_COGVIEW, "prior_vq_quantizer_codebook_size": 64}, _glm
-    ),
+    Tiny("GlmImageTransformer2DModel", {**_COGVIEW, "prior_vq_quantizer_codebook_size": 64}, _glm),
     Tiny(
         "ErnieImageTransformer2DModel",
         {

@@ -169,7 +169,12 @@ JOINT = (
         _sd3,
         variant="3.5",
     ),
-    Tiny("FluxTransformer2DModel", {**_FLUX, "pooled_projection_dim": 10, "guidance_embeds": True}, _flux, variant="dev"),
+    Tiny(
+        "FluxTransformer2DModel",
+        {**_FLUX, "pooled_projection_dim": 10, "guidance_embeds": True},
+        _flux,
+        variant="dev",
+    ),
     Tiny(
         "FluxTransformer2DModel",
         {**_FLUX, "pooled_projection_dim": 10},

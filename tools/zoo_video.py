@@ -342,7 +342,9 @@ VIDEO = (
     Tiny("LTX2VideoTransformer3DModel", _LTX2, _ltx2),
     Tiny("SanaWMLTX2RefinerTransformer3DModel", _LTX2, _refiner),
     Tiny("WanTransformer3DModel", _WAN, _video),
-    Tiny("WanVACETransformer3DModel", {**_WAN, "vace_layers": [0, 1], "vace_in_channels": 6}, _vace),
+    Tiny(
+        "WanVACETransformer3DModel", {**_WAN, "vace_layers": [0, 1], "vace_in_channels": 6}, _vace
+    ),
     Tiny(
         "WanAnimateTransformer3DModel",
         {
@@ -365,7 +367,11 @@ VIDEO = (
     Tiny("SkyReelsV2Transformer3DModel", _WAN, _video),
     Tiny("AnyFlowTransformer3DModel", _WAN, _anyflow),
     Tiny("AnyFlowFARTransformer3DModel", {**_WAN, "chunk_partition": (1, 1)}, _anyflow_far),
-    Tiny("HeliosTransformer3DModel", {k: v for k, v in _WAN.items() if k != "rope_max_seq_len"} | {"rope_dim": (4, 4, 4)}, _helios),
+    Tiny(
+        "HeliosTransformer3DModel",
+        {k: v for k, v in _WAN.items() if k != "rope_max_seq_len"} | {"rope_dim": (4, 4, 4)},
+        _helios,
+    ),
     Tiny("HunyuanVideoTransformer3DModel", _HUNYUAN, _hunyuan),
     Tiny(
         "HunyuanVideoFramepackTransformer3DModel",
@@ -375,7 +381,11 @@ VIDEO = (
     Tiny(
         "HunyuanVideo15Transformer3DModel",
         {
-            **{k: v for k, v in _HUNYUAN.items() if k not in ("num_single_layers", "pooled_projection_dim")},
+            **{
+                k: v
+                for k, v in _HUNYUAN.items()
+                if k not in ("num_single_layers", "pooled_projection_dim")
+            },
             "text_embed_2_dim": 10,
             "image_embed_dim": 8,
             "target_size": 16,
@@ -384,7 +394,11 @@ VIDEO = (
     ),
     Tiny(
         "MotifVideoTransformer3DModel",
-        {k: v for k, v in _HUNYUAN.items() if k not in ("num_refiner_layers", "pooled_projection_dim")},
+        {
+            k: v
+            for k, v in _HUNYUAN.items()
+            if k not in ("num_refiner_layers", "pooled_projection_dim")
+        },
         _masked,
     ),
     Tiny(
