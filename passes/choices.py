@@ -6,10 +6,10 @@ every answer written down, and tracing is given the same answers in the same ord
 holds for these values of the arguments that decided, and for no other.
 """
 
-import os.path
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import FrameType
 
 import torch
@@ -26,7 +26,6 @@ T = torch.Tensor
 
 VALUES: tuple[Function, ...] = (
     T.item,
-    T.tolist,
     T.numpy,
     T.__bool__,
     T.__int__,
@@ -79,7 +78,7 @@ class Answer:
 
 def is_model_file(name: str) -> bool:
     """Return whether a file of code may be the model's own: it is neither torch's nor a pass."""
-    here, tracer = os.path.dirname(__file__), os.path.dirname(torch.__file__)
+    here, tracer = str(Path(__file__).parent), str(Path(torch.__file__).parent)
     return not name.startswith((here, tracer, "<"))
 
 
@@ -105,6 +104,8 @@ class _Reading(TorchFunctionMode):
     ) -> object:
         del types
         given = dict(kwargs or {})
+        if func is T.tolist:
+            return self._list(_tensor(args[0]))
         if func in VALUES:
             return self.answer(lambda: func(*args, **given), args)
         if func in INDICES and not given.get("as_tuple"):
@@ -122,6 +123,16 @@ class _Reading(TorchFunctionMode):
             first = 1 if args and isinstance(args[0], T) and func is not torch.arange else 0
             args = (*args[:first], *(self._sizes(arg) for arg in args[first:]))
         return self.run(func, args, given)
+
+    def _list(self, source: T) -> object:
+        """Read element after element, as tensors without values do it."""
+        if source.dim() == 0:
+            return self.answer(source.item, (source,))
+        if source.dim() == 1:
+            return [
+                self.answer(lambda i=i: source[i].item(), (source,)) for i in range(len(source))
+            ]
+        return [self._list(source[row]) for row in range(len(source))]
 
     def _repeat(self, source: T, repeats: T, axis: object) -> object:
         """Repeat entries as often as a tensor says, by the indices that this comes to."""
@@ -231,7 +242,7 @@ class Following(_Reading):
         where = _model_line()
         given = next(self._left, None)
         if given is None or given.where != where:
-            raise CaptureError(f"{where} reads the values of a tensor, which it didn't when run")
+            raise CaptureError(f"{where} reads values of a tensor that it didn't read when run")
         return pytree.tree_map(_constant, given.value)
 
 

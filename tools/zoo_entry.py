@@ -1,4 +1,4 @@
-"""What a tiny stand-in of a diffusers transformer is: its configuration, and arguments to call it."""
+"""A tiny stand-in of a diffusers transformer: its configuration, and arguments to call it."""
 
 import importlib
 import math
