@@ -62,11 +62,13 @@ def capture(
     inputs = tuple(_input(node, paths, roles) for node in _placeholders(graph_module.graph))
     _check_roles(inputs, cfg)
     _check_timestep(inputs, timestep)
+    example = {entry.name: _tensor(tensors[paths[entry.name]]).detach().clone() for entry in inputs}
+    held = next(entry.name for entry in inputs if entry.role == "latents")
     return Program(
         graph_module=graph_module,
         inputs=inputs,
         outputs=_output_names(exported, {entry.name for entry in inputs}),
-        sites=find_sites(graph_module.graph),
+        sites=find_sites(graph_module.graph, example, held),
         cfg=cfg,
         identity=Identity.of(module),
         constants={
@@ -74,9 +76,7 @@ def capture(
             for path, leaf in tensors.items()
             if path in decided or not isinstance(leaf, torch.Tensor)
         },
-        example={
-            entry.name: _tensor(tensors[paths[entry.name]]).detach().clone() for entry in inputs
-        },
+        example=example,
         in_paths={entry.name: paths[entry.name] for entry in inputs},
         out_spec=out_spec or exported.call_spec.out_spec,
         stacked=stacked,

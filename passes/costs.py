@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import fx
 
+from .arrow_attention import ARROW_ATTENTION, arrow_pairs
 from .attention import WINDOW_ATTENTION
 from .graphs import find, shape_of
 from .method import Method
@@ -41,16 +42,24 @@ class SiteCost:
         projections: of query, key, value and output projections.
         attention: of query · keyᵀ and of weights · value, full.
         tokens: queries a head.
+        text: range of the tokens that every window leaves full.
     """
 
     projections: int
     attention: int
     tokens: int
+    text: tuple[int, int] = (0, 0)
 
     @property
     def full(self) -> int:
         """Multiply-adds of the site as trained."""
         return self.projections + self.attention
+
+    def to_json(self) -> dict[str, object]:
+        """Return what a plan file holds of it; text only where there is some."""
+        fields: dict[str, object] = asdict(self)
+        del fields["text"]
+        return fields if self.text[0] == self.text[1] else {**fields, "text": list(self.text)}
 
     def of(self, method: Method, window: Window, *, keeps_residual: bool = False) -> int:
         """Return the multiply-adds under a method.
@@ -60,7 +69,7 @@ class SiteCost:
         """
         if method is Method.AST:
             return 0
-        seen = self.attention * window.pairs(self.tokens) // self.tokens**2
+        seen = self.attention * arrow_pairs(self.tokens, window, self.text) // self.tokens**2
         total = self.projections + (seen if method.windowed else self.attention)
         total += seen if keeps_residual else 0
         return total // 2 if method.shares_cfg else total
@@ -87,7 +96,7 @@ class ModelCost:
         """Return what a plan file holds of it."""
         return {
             "rest": self.rest,
-            "sites": {name: asdict(cost) for name, cost in self.sites.items()},
+            "sites": {name: cost.to_json() for name, cost in self.sites.items()},
         }
 
 
@@ -116,6 +125,7 @@ def site_cost(program: Program, site: Site) -> SiteCost:
         projections=sum(_node_cost(node) for node in inside if node.target in LINEAR),
         attention=pairs * (site.head_dim + shape_of(attention)[-1]),
         tokens=site.tokens,
+        text=site.text,
     )
 
 
@@ -148,7 +158,7 @@ def _node_cost(node: fx.Node) -> int:
         weight = node.args[1]
         assert isinstance(weight, fx.Node)
         return math.prod(shape_of(node)) * math.prod(shape_of(weight)[1:])
-    if node.target is SDPA or node.target is WINDOW_ATTENTION:
+    if node.target in (SDPA, WINDOW_ATTENTION, ARROW_ATTENTION):
         return _attention_cost(node)
     return 0
 
@@ -163,5 +173,8 @@ def _attention_cost(node: fx.Node) -> int:
         radius, block = node.args[3], node.args[4]
         assert isinstance(radius, int)
         assert isinstance(block, int)
-        pairs = Window(radius, block).pairs(tokens)
+        start, stop = (*node.args[6:8], 0, 0)[:2]
+        assert isinstance(start, int)
+        assert isinstance(stop, int)
+        pairs = arrow_pairs(tokens, Window(radius, block), (start, stop))
     return math.prod(batch) * pairs * (head_dim + shape_of(node)[-1])

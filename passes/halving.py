@@ -9,6 +9,7 @@ from torch import fx
 
 from ditc.runtime.errors import PassError
 
+from .arrow_attention import ARROW_ATTENTION
 from .attention import WINDOW_ATTENTION
 from .graphs import shape_of
 from .operators import CASTS, LINEAR, MATMUL, SDPA, SOFTMAX, is_pointwise
@@ -32,9 +33,10 @@ KEEPING = (
     *MATMUL,
     aten.baddbmm.default,
     WINDOW_ATTENTION,
+    ARROW_ATTENTION,
 )
 MIXED_AXES: dict[object, int] = {
-    **dict.fromkeys((SDPA, *MATMUL, aten.baddbmm.default, WINDOW_ATTENTION), 2),
+    **dict.fromkeys((SDPA, *MATMUL, aten.baddbmm.default, WINDOW_ATTENTION, ARROW_ATTENTION), 2),
     **{convolution: axes for axes, convolution in enumerate(CONVOLUTIONS, start=2)},
     **dict.fromkeys((*LINEAR, *SOFTMAX, aten.layer_norm.default, aten.rms_norm.default), 1),
 }
@@ -117,6 +119,8 @@ class BatchAxes:
         if node.target is aten.stack.default:
             at = _axis(node.args[1] if len(node.args) > 1 else 0, len(shape_of(node)))
             return axis + (at <= axis)
+        if node.target is aten.repeat_interleave.self_int and _repeats_other(node, axis):
+            return axis
         if node.target in REDUCING:
             return _reduced(node, axis)
         if node.target in ON_AXIS:
@@ -180,6 +184,12 @@ def _keeps_first(node: fx.Node, known: list[fx.Node], axes: BatchAxes, batch: in
     if node.target is aten.repeat_interleave.self_int:
         return True
     return value.shape[0] in {batch, *(shape_of(arg)[0] for arg in known)}
+
+
+def _repeats_other(node: fx.Node, axis: int) -> bool:
+    """Whether entries are repeated along another axis than the batch's."""
+    given = node.args[2] if len(node.args) > 2 else node.kwargs.get("dim")
+    return isinstance(given, int) and given % len(shape_of(node)) != axis
 
 
 def _viewed(node: fx.Node, axis: int, batch: int) -> int:

@@ -68,8 +68,12 @@ class Site:
         key: the same of the keys, `[..., context_tokens, head_dim]`.
         value: the same of the values.
         scale: factor on query · key.
-        projections: names of the nodes that make query, key and value from the entries.
-        exits: names of the nodes whose values leave the site: the output projections.
+        projections: names of the nodes that make query, key and value from the entries; where a
+            projection makes more than these, of the nodes that take its parts.
+        exits: names of the nodes whose values leave the site: the output projections; where
+            attention and something else share one, the attention's part of what it projects.
+        text: half-open range of the tokens that aren't image tokens, at one end of the sequence;
+            they see all tokens and are seen by all under every window.
     """
 
     name: str
@@ -87,6 +91,7 @@ class Site:
     scale: float
     projections: tuple[str, ...]
     exits: tuple[str, ...]
+    text: tuple[int, int] = (0, 0)
 
 
 @dataclass(frozen=True)

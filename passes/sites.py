@@ -1,8 +1,8 @@
 """Find attention sites in a graph: by operators and data flow, never by class names."""
 
 import math
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 
 import torch
 from torch import fx
@@ -10,6 +10,7 @@ from torch import fx
 from .graphs import shape_of
 from .operators import CASTS, LAYOUT, LINEAR, MATMUL, SDPA, SOFTMAX, activation_of, is_pointwise
 from .program import Site, SiteKind
+from .tokens import image_tokens
 
 __all__ = ["find_sites", "region"]
 
@@ -28,19 +29,52 @@ class _Core:
     obstacle: str
 
 
-def find_sites(graph: fx.Graph) -> tuple[Site, ...]:
+def find_sites(
+    graph: fx.Graph, example: Mapping[str, torch.Tensor], latents: str
+) -> tuple[Site, ...]:
     """Return the attention sites of a graph, in the order in which they run.
 
     An attention is `scaled_dot_product_attention`, or a softmax over the last axis between two
     matrix products. Its exits are the first projections that its output reaches, its projections
     the last ones before query, key and value.
+
+    Args:
+        graph: of a captured module.
+        example: arguments to run it with, by input name.
+        latents: name of the input that holds the latents.
     """
+    found = (_fused(node) or _written_out(node) for node in graph.nodes)
+    cores = [core for core in found if core is not None]
     sites: list[Site] = []
-    for node in graph.nodes:
-        core = _fused(node) or _written_out(node)
-        if core is not None:
-            sites.append(_site(core, {site.name for site in sites}))
-    return tuple(sites)
+    for core in cores:
+        sites.append(_site(core, {site.name for site in sites}))
+    module = graph.owning_module
+    assert module is not None
+    wanted = {s.attention for s in sites if s.kind != "cross"}
+    queries = {core.output: core.query for core in cores if core.output.name in wanted}
+    image = {
+        node.name: made for node, made in image_tokens(module, example, latents, queries).items()
+    }
+    return tuple(_with_text(site, image.get(site.attention)) for site in sites)
+
+
+def _with_text(site: Site, image: tuple[bool, ...] | None) -> Site:
+    """Return the site with the range of its text tokens, or why it can't have a window."""
+    if image is None or all(image):
+        return site
+    first, last = (
+        image.index(True) if any(image) else 0,
+        len(image) - image[::-1].index(True) if any(image) else 0,
+    )
+    reason = ""
+    if not any(image):
+        reason = "its tokens aren't made from the latents"
+    elif not all(image[first:last]) or (first > 0 and last < len(image)):
+        reason = "its image tokens lie between others"
+    text = (0, first) if first else (last, len(image))
+    if reason:
+        return replace(site, eligible=False, reason=site.reason or reason)
+    return replace(site, text=text)
 
 
 def _fused(node: fx.Node) -> _Core | None:
@@ -62,8 +96,6 @@ def _fused(node: fx.Node) -> _Core | None:
         obstacle = "its attention is causal"
     elif arguments.get("dropout_p"):
         obstacle = "its attention has dropout"
-    elif shape_of(query)[:-2] != shape_of(key)[:-2]:
-        obstacle = "its key heads are fewer than its query heads"
     return _Core(node, query, key, value, factor, obstacle)
 
 
@@ -143,8 +175,9 @@ def _site(core: _Core, taken: set[str]) -> Site:
     exits, obstacle = _exits(core.output)
     every = dict.fromkeys(node.name for nodes in projections.values() for node in nodes)
     names = tuple(node.name for node in exits)
-    reason = core.obstacle or obstacle or _not_compressed(kind)
-    reason = reason or _unprojected(projections) or _leaks(core.output.graph, every, names)
+    reason = core.obstacle or obstacle or _not_compressed(kind) or _unprojected(projections)
+    entries, leak = _entries(core, every, names)
+    reason = reason or leak
     return Site(
         name=_name(core.output, taken),
         kind=kind,
@@ -159,13 +192,13 @@ def _site(core: _Core, taken: set[str]) -> Site:
         key=core.key.name,
         value=core.value.name,
         scale=core.scale,
-        projections=tuple(every),
+        projections=entries if leak == "" else tuple(every),
         exits=names,
     )
 
 
 def _not_compressed(kind: SiteKind) -> str:
-    return "" if kind == "self" else f"{kind}-attention is left alone"
+    return "cross-attention is left alone" if kind == "cross" else ""
 
 
 def _unprojected(projections: dict[str, tuple[fx.Node, ...]]) -> str:
@@ -217,12 +250,15 @@ def _exits(attention: fx.Node) -> tuple[list[fx.Node], str]:
     seen = {attention}
     front = [attention]
     while front:
-        for user in front.pop().users:
+        node = front.pop()
+        for user in node.users:
             if user in seen:
                 continue
             seen.add(user)
             if user.target in LINEAR:
                 exits.append(user)
+            elif _joins_channels(user):
+                exits.append(node)
             elif user.target in LAYOUT or _stays_attention(user, seen):
                 front.append(user)
             else:
@@ -230,6 +266,14 @@ def _exits(attention: fx.Node) -> tuple[list[fx.Node], str]:
     if not exits:
         return [], "its output reaches no projection"
     return exits, ""
+
+
+def _joins_channels(node: fx.Node) -> bool:
+    """Whether attention is put beside other channels, which one projection then takes all."""
+    if node.target is not aten.cat.default:
+        return False
+    axis = node.args[1] if len(node.args) > 1 else 0
+    return isinstance(axis, int) and axis % len(shape_of(node)) == len(shape_of(node)) - 1
 
 
 def _stays_attention(node: fx.Node, seen: set[fx.Node]) -> bool:
@@ -254,16 +298,33 @@ def region(graph: fx.Graph, projections: Iterable[str], exits: Iterable[str]) ->
     return inside
 
 
-def _leaks(graph: fx.Graph, projections: Iterable[str], exits: Iterable[str]) -> str:
-    """Return the reason if what the projections make is used elsewhere than in the attention."""
+def _entries(
+    core: _Core, projections: Iterable[str], exits: Iterable[str]
+) -> tuple[tuple[str, ...], str]:
+    """Return where the site begins, or the reason if what it makes is used elsewhere.
+
+    A projection that makes more than query, key and value, as FLUX.2's does, stays outside: the
+    site then begins at the nodes that take its parts.
+    """
     names = set(exits)
-    useful: set[fx.Node] = set()
-    for node in reversed(region(graph, projections, names)):
-        if node.name in names or any(user in useful for user in node.users):
-            useful.add(node)
-        else:
-            return f"its projections also feed {node.target}"
-    return ""
+    inside = region(core.output.graph, projections, names)
+    pure: set[fx.Node] = set()
+    first = ""
+    for node in reversed(inside):
+        if node.name in names or (node.users and all(user in pure for user in node.users)):
+            pure.add(node)
+        elif not any(user in pure for user in node.users):
+            first = first or str(node.target)
+    if not pure >= {core.query, core.key, core.value, core.output}:
+        return (), f"its projections also feed {first}"
+    members = set(inside)
+    begin = [n for n in inside if n in pure and _begins(n, members, pure)]
+    return tuple(node.name for node in begin), ""
+
+
+def _begins(node: fx.Node, members: set[fx.Node], pure: set[fx.Node]) -> bool:
+    inner = [arg for arg in node.all_input_nodes if arg in members]
+    return not inner or any(arg not in pure for arg in inner)
 
 
 def _name(node: fx.Node, taken: set[str]) -> str:

@@ -1,0 +1,165 @@
+"""The five methods in eager torch, for any model: every attention that it calls is intercepted.
+
+Independent of the passes: the model's own code runs, in fp64 as far as it stays there; windows are
+masks over full attention; the latest output and residual are kept always, needed or not.
+"""
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
+
+__all__ = ["Intercepted", "arrow_mask"]
+
+ATTENTION = functional.scaled_dot_product_attention
+Heads = torch.Tensor
+"""`[..., heads, tokens, head_dim]`."""
+
+
+def arrow_mask(tokens: int, window: tuple[int, int], text: tuple[int, int]) -> torch.Tensor:
+    """Return `[tokens, tokens]`: whether query i sees key j, pair by pair.
+
+    Args:
+        tokens: of image and text together.
+        window: radius and block, among image tokens.
+        text: half-open range of text tokens, which see and are seen by all.
+    """
+    radius, block = window
+    image = [token for token in range(tokens) if not text[0] <= token < text[1]]
+    place = {token: number for number, token in enumerate(image)}
+    mask = torch.ones(tokens, tokens, dtype=torch.bool)
+    for i in image:
+        for j in image:
+            mask[i, j] = abs(place[i] // block - place[j] // block) <= radius // block
+    return mask
+
+
+@dataclass
+class _State:
+    output: Heads | None = None
+    residual: Heads | None = None
+
+
+class Intercepted(TorchFunctionMode):
+    """A denoiser run step after step under a plan.
+
+    Args:
+        module: the denoiser; it is copied.
+        sites: name of each attention, in the order in which the model calls them.
+        cells: for each step the method of each site, as plain text; full where there is none.
+        windows: (radius, block) of each site that may have one.
+        texts: half-open range of text tokens of each site that has some.
+        cfg: `cond-first`, `uncond-first` or None.
+    """
+
+    def __init__(
+        self,
+        module: torch.nn.Module,
+        sites: Sequence[str],
+        cells: Sequence[Mapping[str, str]],
+        windows: Mapping[str, tuple[int, int]],
+        texts: Mapping[str, tuple[int, int]],
+        cfg: str | None,
+    ) -> None:
+        super().__init__()
+        self.module = copy.deepcopy(module).double().eval()
+        self.sites, self.cells, self.windows, self.texts = sites, cells, windows, texts
+        self.cfg = cfg
+        self.states = {site: _State() for site in sites}
+        self.step = self.calls = 0
+
+    def run(self, step: int, kwargs: Mapping[str, object]) -> list[torch.Tensor]:
+        """Return the tensors that the denoiser returns at a step.
+
+        Raises:
+            ValueError: if it calls another number of attentions than there are sites.
+        """
+        self.step, self.calls = step, 0
+        with torch.no_grad(), self:
+            returned = self.module(**pytree.tree_map(_double, dict(kwargs)))
+        if self.calls != len(self.sites):
+            raise ValueError(
+                f"the model calls {self.calls} attentions, {len(self.sites)} are sites"
+            )
+        return [leaf for leaf in pytree.tree_leaves(returned) if isinstance(leaf, torch.Tensor)]
+
+    def __torch_function__(
+        self,
+        func: Callable[..., object],
+        types: Sequence[type],
+        args: tuple[object, ...] = (),
+        kwargs: Mapping[str, object] | None = None,
+    ) -> object:
+        """Run a torch function, or a site in the place of an attention."""
+        del types
+        given = dict(kwargs or {})
+        if func is not ATTENTION:
+            return func(*args, **given)
+        names = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
+        given = {**dict(zip(names, args, strict=False)), **given}
+        site = self.sites[self.calls] if self.calls < len(self.sites) else ""
+        self.calls += 1
+        if site not in self.windows:
+            return func(**given)
+        return self._site(site, given)
+
+    def _site(self, site: str, given: dict[str, object]) -> Heads:
+        method = self.cells[self.step].get(site, "full")
+        state = self.states[site]
+        if method == "ast":
+            assert state.output is not None
+            return state.output
+        shares = "asc" in method
+        parts = [_heads(given[name]) for name in ("query", "key", "value")]
+        if shares:
+            parts = [self._conditional(part) for part in parts]
+        mask = arrow_mask(parts[0].shape[-2], self.windows[site], self.texts.get(site, (0, 0)))
+        scale = given.get("scale")
+        factor = float(scale) if isinstance(scale, int | float) else parts[0].shape[-1] ** -0.5
+        windowed = _attend(parts, mask, factor)
+        if "wa-rs" in method:
+            assert state.residual is not None
+            kept = self._conditional(state.residual) if shares else state.residual
+            output = windowed + kept
+        else:
+            output = _attend(parts, torch.ones_like(mask), factor)
+            state.residual = self._both(output - windowed, shares)
+        state.output = self._both(output, shares)
+        return state.output
+
+    def _conditional(self, x: Heads) -> Heads:
+        first, second = x.chunk(2)
+        return first if self.cfg == "cond-first" else second
+
+    def _both(self, x: Heads, shared: bool) -> Heads:
+        return torch.cat([x, x]) if shared else x
+
+
+def _attend(parts: Sequence[Heads], mask: torch.Tensor, scale: float) -> Heads:
+    query, key, value = parts
+    groups = query.shape[-3] // key.shape[-3] if query.dim() > 3 else 1
+    if groups > 1:
+        key, value = (
+            torch.cat(
+                [part[..., h : h + 1, :, :] for h in range(part.shape[-3]) for _ in range(groups)],
+                dim=-3,
+            )
+            for part in (key, value)
+        )
+    scores = torch.einsum("...qd,...kd->...qk", query, key) * scale
+    weights = torch.softmax(scores.masked_fill(~mask, float("-inf")), dim=-1)
+    return torch.einsum("...qk,...kd->...qd", weights, value)
+
+
+def _heads(value: object) -> Heads:
+    assert isinstance(value, torch.Tensor)
+    return value
+
+
+def _double(leaf: object) -> object:
+    floating = isinstance(leaf, torch.Tensor) and leaf.is_floating_point()
+    return leaf.double() if floating else leaf  # type: ignore[union-attr]
