@@ -13,10 +13,10 @@ from torch import fx
 from ditc.passes.arrow_attention import ARROW_ATTENTION
 from ditc.passes.attention import WINDOW_ATTENTION
 from ditc.passes.base import Pass, run
-from ditc.passes.unlifting import unlift
 from ditc.passes.clean_inference import CleanInference
 from ditc.passes.graphs import add_weight, flat_outputs, infer, shape_of, weight
 from ditc.passes.remove_dead_code import RemoveDeadCode
+from ditc.passes.unlifting import unlift
 from ditc.passes.window import Window
 
 from .arrow_blocks import blocked_arrow_attention

@@ -1,32 +1,22 @@
 """Find attention sites in a graph: by operators and data flow, never by class names."""
 
 import math
+import operator
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from torch import fx
 
+from .cores import Core, find_core
 from .graphs import shape_of
-from .operators import CASTS, LAYOUT, LINEAR, MATMUL, SDPA, SOFTMAX, activation_of, is_pointwise
+from .operators import LAYOUT, LINEAR, activation_of, is_pointwise
 from .program import Site, SiteKind
 from .tokens import image_tokens
 
 __all__ = ["find_sites", "region"]
 
 aten = torch.ops.aten
-
-
-@dataclass(frozen=True)
-class _Core:
-    """The attention proper, fused or written out."""
-
-    output: fx.Node
-    query: fx.Node
-    key: fx.Node
-    value: fx.Node
-    scale: float
-    obstacle: str
 
 
 def find_sites(
@@ -43,7 +33,7 @@ def find_sites(
         example: arguments to run it with, by input name.
         latents: name of the input that holds the latents.
     """
-    found = (_fused(node) or _written_out(node) for node in graph.nodes)
+    found = (find_core(node) for node in graph.nodes)
     cores = [core for core in found if core is not None]
     sites: list[Site] = []
     for core in cores:
@@ -77,95 +67,7 @@ def _with_text(site: Site, image: tuple[bool, ...] | None) -> Site:
     return replace(site, text=text)
 
 
-def _fused(node: fx.Node) -> _Core | None:
-    if node.target is not SDPA:
-        return None
-    names = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
-    arguments = dict(zip(names, node.args, strict=False))
-    arguments.update(node.kwargs)
-    query, key, value = (arguments[name] for name in ("query", "key", "value"))
-    assert isinstance(query, fx.Node)
-    assert isinstance(key, fx.Node)
-    assert isinstance(value, fx.Node)
-    scale = arguments.get("scale")
-    factor = float(scale) if isinstance(scale, int | float) else shape_of(query)[-1] ** -0.5
-    obstacle = ""
-    if arguments.get("attn_mask") is not None:
-        obstacle = "its attention has a mask"
-    elif arguments.get("is_causal"):
-        obstacle = "its attention is causal"
-    elif arguments.get("dropout_p"):
-        obstacle = "its attention has dropout"
-    return _Core(node, query, key, value, factor, obstacle)
-
-
-def _written_out(node: fx.Node) -> _Core | None:
-    if node.target not in SOFTMAX:
-        return None
-    scores = _through(node.args[0], CASTS)
-    axis = node.args[1]
-    if scores is None or axis not in (-1, len(shape_of(node)) - 1):
-        return None
-    product = _only_user(node, (*CASTS, aten.clone.default))
-    if product is None or product.target not in MATMUL:
-        return None
-    if _through(product.args[0], (*CASTS, aten.clone.default)) is not node:
-        return None
-    return _scored(product, scores)
-
-
-def _scored(product: fx.Node, scores: fx.Node) -> _Core | None:
-    """Walk from softmax's argument back to query · keyᵀ, collecting scale and masks."""
-    scale, obstacle, node = 1.0, "", scores
-    while node.target not in MATMUL:
-        if node.target is aten.baddbmm.default:
-            beta, alpha = node.kwargs.get("beta", 1), node.kwargs.get("alpha", 1)
-            assert isinstance(alpha, int | float)
-            obstacle = obstacle if beta == 0 else "its attention has a mask"
-            query, transposed = node.args[1], node.args[2]
-            return _core(product, query, transposed, scale * float(alpha), obstacle)
-        first, second = node.args[0], node.args[1] if len(node.args) > 1 else None
-        if node.target is aten.mul.Tensor and isinstance(second, int | float):
-            scale *= second
-        elif node.target is aten.div.Tensor and isinstance(second, int | float):
-            scale /= second
-        elif node.target is aten.add.Tensor:
-            obstacle = "its attention has a mask"
-        elif node.target not in CASTS:
-            return None
-        if not isinstance(first, fx.Node):
-            return None
-        node = first
-    return _core(product, node.args[0], node.args[1], scale, obstacle)
-
-
-def _core(
-    product: fx.Node, query: object, transposed: object, scale: float, obstacle: str
-) -> _Core | None:
-    """Build the core from query and keyᵀ; keyᵀ has to be a transposed view of the keys."""
-    value = product.args[1]
-    if not (isinstance(query, fx.Node) and isinstance(transposed, fx.Node)):
-        return None
-    if not isinstance(value, fx.Node) or not _swaps_last_axes(transposed):
-        return None
-    key = transposed.args[0]
-    assert isinstance(key, fx.Node)
-    return _Core(product, query, key, value, scale, obstacle)
-
-
-def _swaps_last_axes(node: fx.Node) -> bool:
-    rank = len(shape_of(node))
-    if node.target is aten.transpose.int:
-        axes = {int(axis) % rank for axis in node.args[1:3] if isinstance(axis, int)}
-        return axes == {rank - 1, rank - 2}
-    if node.target is aten.permute.default:
-        order = [*range(rank - 2), rank - 1, rank - 2]
-        given = node.args[1]
-        return isinstance(given, list | tuple) and [int(a) % rank for a in given] == order  # type: ignore[arg-type]
-    return False
-
-
-def _site(core: _Core, taken: set[str]) -> Site:
+def _site(core: Core, taken: set[str]) -> Site:
     *batch, tokens, head_dim = shape_of(core.query)
     projections = {
         name: tuple(_projections(node))
@@ -206,7 +108,7 @@ def _unprojected(projections: dict[str, tuple[fx.Node, ...]]) -> str:
     return f"its {missing[0]} comes from no projection" if missing else ""
 
 
-def _kind(core: _Core, projections: dict[str, tuple[fx.Node, ...]]) -> SiteKind:
+def _kind(core: Core, projections: dict[str, tuple[fx.Node, ...]]) -> SiteKind:
     unprojected = {"query": core.query, "key": core.key, "value": core.value}
     entries = {
         name: {activation_of(node) for node in nodes} or {unprojected[name]}
@@ -219,7 +121,7 @@ def _kind(core: _Core, projections: dict[str, tuple[fx.Node, ...]]) -> SiteKind:
     return "self" if len(entries["query"]) == 1 else "joint"
 
 
-def _heads(core: _Core, batch: list[int]) -> int:
+def _heads(core: Core, batch: list[int]) -> int:
     """Heads a sample: the axis before tokens, or what a merged first axis holds of them."""
     if len(batch) >= 2:
         return batch[-1]
@@ -299,7 +201,7 @@ def region(graph: fx.Graph, projections: Iterable[str], exits: Iterable[str]) ->
 
 
 def _entries(
-    core: _Core, projections: Iterable[str], exits: Iterable[str]
+    core: Core, projections: Iterable[str], exits: Iterable[str]
 ) -> tuple[tuple[str, ...], str]:
     """Return where the site begins, or the reason if what it makes is used elsewhere.
 
@@ -315,6 +217,9 @@ def _entries(
             pure.add(node)
         elif not any(user in pure for user in node.users):
             first = first or str(node.target)
+    for node in inside:
+        if node.target is operator.getitem and node.args[0] not in pure:
+            pure.discard(node)
     if not pure >= {core.query, core.key, core.value, core.output}:
         return (), f"its projections also feed {first}"
     members = set(inside)
@@ -342,18 +247,3 @@ def _module_path(node: fx.Node) -> str:
     stack = node.meta.get("nn_module_stack") or {}
     paths = [entry[0] for entry in stack.values()]
     return str(paths[-1]) if paths else ""
-
-
-def _through(value: object, skipped: tuple[object, ...]) -> fx.Node | None:
-    while isinstance(value, fx.Node) and value.target in skipped:
-        value = value.args[0]
-    return value if isinstance(value, fx.Node) else None
-
-
-def _only_user(node: fx.Node, skipped: tuple[object, ...]) -> fx.Node | None:
-    while len(node.users) == 1:
-        (user,) = node.users
-        if user.target not in skipped:
-            return user
-        node = user
-    return None

@@ -67,6 +67,7 @@ class Tiny:
         cfg: order of the halves in the batch, None where the batch is no batch of halves.
         latents: argument that holds the latents, where its name doesn't say so.
         timestep: argument that holds the timestep, where its name doesn't say so.
+        fused: whether a module of attention does more, as projecting what an MLP makes.
     """
 
     name: str
@@ -76,6 +77,7 @@ class Tiny:
     cfg: CfgLayout | None = "uncond-first"
     latents: str | None = None
     timestep: str | None = None
+    fused: bool = False
 
     @property
     def title(self) -> str:

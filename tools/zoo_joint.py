@@ -185,6 +185,7 @@ JOINT = (
         "Flux2Transformer2DModel",
         {**_FLUX, "axes_dims_rope": (2, 2, 2, 2), "timestep_guidance_channels": 8},
         _flux2,
+        fused=True,
     ),
     Tiny(
         "Flux3Transformer2DModel",

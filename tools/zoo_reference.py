@@ -7,6 +7,7 @@ masks over full attention; the latest output and residual are kept always, neede
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch.nn import functional
@@ -42,6 +43,7 @@ def arrow_mask(tokens: int, window: tuple[int, int], text: tuple[int, int]) -> t
 class _State:
     output: Heads | None = None
     residual: Heads | None = None
+    returned: object = None
 
 
 class Intercepted(TorchFunctionMode):
@@ -49,42 +51,52 @@ class Intercepted(TorchFunctionMode):
 
     Args:
         module: the denoiser; it is copied.
-        sites: name of each attention, in the order in which the model calls them.
+        sites: name of each attention with its numbers of queries and keys, in the order in which
+            they run; attentions inside torch's own modules are passed by.
         cells: for each step the method of each site, as plain text; full where there is none.
         windows: (radius, block) of each site that may have one.
         texts: half-open range of text tokens of each site that has some.
         cfg: `cond-first`, `uncond-first` or None.
+        fused: whether modules of attention do more than attention, so that only the attention
+            itself is shared; else what the module returns is.
     """
 
     def __init__(
         self,
         module: torch.nn.Module,
-        sites: Sequence[str],
+        sites: Sequence[tuple[str, int, int]],
         cells: Sequence[Mapping[str, str]],
         windows: Mapping[str, tuple[int, int]],
         texts: Mapping[str, tuple[int, int]],
         cfg: str | None,
+        *,
+        fused: bool = False,
     ) -> None:
         super().__init__()
         self.module = copy.deepcopy(module).double().eval()
         self.sites, self.cells, self.windows, self.texts = sites, cells, windows, texts
         self.cfg = cfg
-        self.states = {site: _State() for site in sites}
-        self.step = self.calls = 0
+        self.states = {site: _State() for site in windows}
+        self.step = 0
+        self._left = iter(sites)
+        self.seen: set[str] = set()
+        paths = dict(self.module.named_modules())
+        for site in windows:
+            if site in paths and not fused:
+                paths[site].register_forward_hook(partial(self._returned, site))
 
     def run(self, step: int, kwargs: Mapping[str, object]) -> list[torch.Tensor]:
         """Return the tensors that the denoiser returns at a step.
 
         Raises:
-            ValueError: if it calls another number of attentions than there are sites.
+            ValueError: if it doesn't call the attention of a site.
         """
-        self.step, self.calls = step, 0
+        self.step, self._left, self.seen = step, iter(self.sites), set()
         with torch.no_grad(), self:
             returned = self.module(**pytree.tree_map(_double, dict(kwargs)))
-        if self.calls != len(self.sites):
-            raise ValueError(
-                f"the model calls {self.calls} attentions, {len(self.sites)} are sites"
-            )
+        missed = sorted(self.windows.keys() - self.seen)
+        if missed:
+            raise ValueError(f"the model doesn't call the attention of {missed[0]}")
         return [leaf for leaf in pytree.tree_leaves(returned) if isinstance(leaf, torch.Tensor)]
 
     def __torch_function__(
@@ -101,11 +113,23 @@ class Intercepted(TorchFunctionMode):
             return func(*args, **given)
         names = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
         given = {**dict(zip(names, args, strict=False)), **given}
-        site = self.sites[self.calls] if self.calls < len(self.sites) else ""
-        self.calls += 1
+        shape = tuple(_heads(given[name]).shape[-2] for name in ("query", "key"))
+        site = next((name for name, *tokens in self._left if tuple(tokens) == shape), "")
         if site not in self.windows:
             return func(**given)
+        self.seen.add(site)
         return self._site(site, given)
+
+    def _returned(self, site: str, module: object, args: object, output: object) -> object:
+        """Share what a module of attention returns, which its gates have a part in."""
+        del module, args
+        method = self.cells[self.step].get(site, "full")
+        if method == "ast":
+            return self.states[site].returned
+        if "asc" in method:
+            output = pytree.tree_map(lambda x: self._both(self._conditional(x), True), output)
+        self.states[site].returned = output
+        return output
 
     def _site(self, site: str, given: dict[str, object]) -> Heads:
         method = self.cells[self.step].get(site, "full")

@@ -102,11 +102,12 @@ def reference(tiny: Tiny, module: torch.nn.Module, program: Program, plan: Plan)
     """Return the intercepted model under a plan."""
     return Intercepted(
         module,
-        [site.name for site in program.sites],
+        [(site.name, site.tokens, site.context_tokens) for site in program.sites],
         [{site: str(method) for site, method in row.items()} for row in plan.cells],
         {site: (window.radius, window.block) for site, window in plan.windows.items()},
         {site.name: site.text for site in program.sites},
         tiny.cfg,
+        fused=tiny.fused,
     )
 
 
