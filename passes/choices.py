@@ -7,7 +7,7 @@ holds for these values of the arguments that decided, and for no other.
 """
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -129,9 +129,7 @@ class _Reading(TorchFunctionMode):
         if source.dim() == 0:
             return self.answer(source.item, (source,))
         if source.dim() == 1:
-            return [
-                self.answer(lambda i=i: source[i].item(), (source,)) for i in range(len(source))
-            ]
+            return [self.answer(entry.item, (source,)) for entry in source.unbind()]
         return [self._list(source[row]) for row in range(len(source))]
 
     def _repeat(self, source: T, repeats: T, axis: object) -> object:
@@ -186,7 +184,7 @@ class Noting(_Reading):
     def __init__(self, inputs: Mapping[str, T]) -> None:
         super().__init__()
         self.answers: list[Answer] = []
-        self._sources = WeakTensorKeyDictionary()
+        self._sources: MutableMapping[T, frozenset[str]] = WeakTensorKeyDictionary()
         for path, tensor in inputs.items():
             self._sources[tensor] = frozenset((path,))
 

@@ -3,8 +3,9 @@
 import logging
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Set
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from functools import wraps
+from io import StringIO
 
 import torch
 from torch.utils import _pytree as pytree
@@ -182,7 +183,8 @@ def _quiet() -> Iterator[None]:
     was = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
-        yield
+        with redirect_stderr(StringIO()):
+            yield
     finally:
         logging.disable(was)
 

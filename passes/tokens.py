@@ -5,10 +5,12 @@ that leaves each token to itself. What is NaN then was made from the latents, to
 registers and tokens of time stay finite, wherever and however they were joined to the image.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from typing import cast
 
 import torch
 from torch import fx
+from torch.fx.node import Argument
 
 from ditc.runtime.errors import PassError
 
@@ -87,5 +89,6 @@ def _run(
         return weight(module, str(node.target))
     if not callable(node.target):
         raise PassError(f"node {node.name}: a {node.op} can't be run")
-    args, kwargs = fx.map_arg((node.args, node.kwargs), values.__getitem__)
+    held = cast("Callable[[fx.Node], Argument]", values.__getitem__)
+    args, kwargs = fx.map_arg((node.args, node.kwargs), held)
     return node.target(*args, **kwargs)

@@ -57,14 +57,23 @@ def _copy_body(module: fx.GraphModule, graph: fx.Graph, mapping: dict[fx.Node, V
             raise CaptureError(f"constant {node.target} isn't lifted: keep it as a buffer")
         if isinstance(node.target, torch._ops.HigherOrderOperator):
             mapping[node] = _inline(module, graph, node, mapping)
-        elif node.target is operator.getitem and isinstance(mapping.get(node.args[0]), tuple):
-            mapping[node] = mapping[node.args[0]][node.args[1]]
+        elif isinstance(taken := _from_tuple(node, mapping), fx.Node):
+            mapping[node] = taken
         elif node.op == "call_function":
             mapping[node] = copied = graph.node_copy(node, lambda arg: _single(mapping[arg]))
             if node.target is VIEW:
                 copied.target = RESHAPE
         else:
             raise CaptureError(f"node {node.name}: {node.op} has no counterpart at inference")
+
+
+def _from_tuple(node: fx.Node, mapping: Mapping[fx.Node, Value]) -> fx.Node | None:
+    """Return what a node takes of the values that an inlined graph returns."""
+    if node.target is not operator.getitem:
+        return None
+    source, index = node.args
+    values = mapping.get(source) if isinstance(source, fx.Node) else None
+    return values[index] if isinstance(values, tuple) and isinstance(index, int) else None
 
 
 def _is_graph(module: fx.GraphModule, node: fx.Node) -> bool:
@@ -88,12 +97,14 @@ def _inline(
     position = WRAPPERS[name]
     if position == 4 and node.args[2] and node.args[0] in _devices(node):
         raise CaptureError(f"autocast is on{_line_near(node)}: capture a model of one precision")
-    body = getattr(module, str(node.args[position].target))
+    held = node.args[position]
+    assert isinstance(held, fx.Node)
+    body = getattr(module, str(held.target))
     inputs = [inner for inner in body.graph.nodes if inner.op == "placeholder"]
-    inner = {
-        entry: mapping[given] if isinstance(given, fx.Node) else given
-        for entry, given in zip(inputs, node.args[position + 1 :], strict=True)
-    }
+    inner: dict[fx.Node, Value] = {}
+    for entry, given in zip(inputs, node.args[position + 1 :], strict=True):
+        assert isinstance(given, fx.Node)
+        inner[entry] = mapping[given]
     _copy_body(body, graph, inner)
     (values,) = body.graph.output_node().args
     return tuple(_single(inner[value]) for value in values)

@@ -16,7 +16,7 @@ from torch.utils import _pytree as pytree
 
 __all__ = ["Intercepted", "arrow_mask"]
 
-ATTENTION = functional.scaled_dot_product_attention
+ATTENTION: Callable[..., object] = functional.scaled_dot_product_attention
 Heads = torch.Tensor
 """`[..., heads, tokens, head_dim]`."""
 
@@ -185,5 +185,6 @@ def _heads(value: object) -> Heads:
 
 
 def _double(leaf: object) -> object:
-    floating = isinstance(leaf, torch.Tensor) and leaf.is_floating_point()
-    return leaf.double() if floating else leaf  # type: ignore[union-attr]
+    if isinstance(leaf, torch.Tensor) and leaf.is_floating_point():
+        return leaf.double()
+    return leaf
