@@ -50,6 +50,7 @@ def export(
     try:
         with torch.no_grad(), _quiet(), _listing(module, stacked):
             module.eval()
+            _warm_up(module, kwargs)
             try:
                 return _functional(_traced(module, kwargs)), frozenset()
             except Exception as error:  # torch.export raises whatever the model's code ran into
@@ -77,6 +78,20 @@ def _check_arguments(name: str, kwargs: Kwargs) -> None:
                     f"{name} can't be captured: argument {path} is a {found}, expected tensors, "
                     "numbers, text, or lists and dicts of them"
                 )
+
+
+def _warm_up(module: torch.nn.Module, kwargs: Kwargs) -> None:
+    """Run a module, so that what it caches is tensors of its own and not the tracer's.
+
+    Raises:
+        CaptureError: if the call fails, with the model's line.
+    """
+    given = pytree.tree_map(lambda x: x.clone() if isinstance(x, torch.Tensor) else x, dict(kwargs))
+    try:
+        module(**given)
+    except Exception as error:  # whatever the model's code runs into
+        name = type(module).__name__
+        raise CaptureError(f"{name} can't be captured: {_reason(error)}") from error
 
 
 def _traced(module: torch.nn.Module, kwargs: Kwargs) -> torch.export.ExportedProgram:
