@@ -91,8 +91,12 @@ def _is_samples(value: object) -> bool:
 
 def _out_spec(module: torch.nn.Module, kwargs: Mapping[str, object]) -> pytree.TreeSpec:
     """Return the structure that a module returns, by a run of it."""
-    with torch.no_grad():
-        return pytree.tree_structure(module(**kwargs))
+    try:
+        with torch.no_grad():
+            return pytree.tree_structure(module(**kwargs))
+    except Exception as error:  # whatever the model's code runs into
+        name = type(module).__name__
+        raise CaptureError(f"{name} can't be captured: {error}") from error
 
 
 def _fix(module: fx.GraphModule, values: Mapping[str, torch.Tensor]) -> None:
