@@ -1,32 +1,26 @@
 """Capture a denoiser: module and arguments → aten graph, inputs, sites."""
 
-from collections.abc import Callable, Mapping, Set
+from collections.abc import Mapping, Set
 
 import torch
 from torch import fx
-from torch.export.graph_signature import (
-    ConstantArgument,
-    InputKind,
-    InputSpec,
-    OutputKind,
-    TensorArgument,
-)
+from torch.export.graph_signature import InputKind
 from torch.utils import _pytree as pytree
 
 from ditc.runtime.errors import CaptureError
 
 from .base import run
 from .clean_inference import CleanInference
-from .program import CfgLayout, Identity, Input, Program, Role, flatten
+from .exporting import export
+from .graphs import add_weight
+from .program import CfgLayout, Identity, Input, Program, Role, flatten, stack
 from .remove_dead_code import RemoveDeadCode
 from .sites import find_sites
+from .unlifting import unlift
 
-__all__ = ["capture", "unlift"]
+__all__ = ["capture"]
 
 LATENTS = ("hidden_states", "sample", "latents", "x")
-VIEW = torch.ops.aten.view.default
-RESHAPE: Callable[..., object] = torch.ops.aten.reshape.default
-"""In the place of a view, which asks for strides: passes keep values, not strides."""
 TIMESTEP = ("timestep", "timesteps", "time", "t")
 
 
@@ -55,31 +49,65 @@ def capture(
         CaptureError: if the module can't be exported, naming operator or argument, or if the
             batch can't be split into halves.
     """
-    exported = _export(module, kwargs)
-    graph_module = unlift(exported)
-    run((CleanInference(), RemoveDeadCode()), graph_module)
-    paths = _input_paths(exported, kwargs)
     roles = _Roles(latents, timestep)
+    stacked = frozenset(name for name in roles.latents if _is_samples(kwargs.get(name)))
+    given = stack(kwargs, stacked)
+    out_spec = _out_spec(module, kwargs) if stacked else None
+    exported, decided = export(module, given, roles.changes, stacked)
+    graph_module = unlift(exported)
+    paths = _input_paths(exported, given)
+    tensors = dict(flatten(given))
+    _fix(graph_module, {name: _tensor(tensors[p]) for name, p in paths.items() if p in decided})
+    run((CleanInference(), RemoveDeadCode()), graph_module)
     inputs = tuple(_input(node, paths, roles) for node in _placeholders(graph_module.graph))
     _check_roles(inputs, cfg)
     _check_timestep(inputs, timestep)
-    tensors = dict(flatten(kwargs))
+    example = {entry.name: _tensor(tensors[paths[entry.name]]).detach().clone() for entry in inputs}
+    held = next(entry.name for entry in inputs if entry.role == "latents")
     return Program(
         graph_module=graph_module,
         inputs=inputs,
         outputs=_output_names(exported, {entry.name for entry in inputs}),
-        sites=find_sites(graph_module.graph),
+        sites=find_sites(graph_module.graph, example, held),
         cfg=cfg,
         identity=Identity.of(module),
         constants={
-            path: leaf for path, leaf in tensors.items() if not isinstance(leaf, torch.Tensor)
+            path: leaf
+            for path, leaf in tensors.items()
+            if path in decided or not isinstance(leaf, torch.Tensor)
         },
-        example={
-            entry.name: _tensor(tensors[paths[entry.name]]).detach().clone() for entry in inputs
-        },
+        example=example,
         in_paths={entry.name: paths[entry.name] for entry in inputs},
-        out_spec=exported.call_spec.out_spec,
+        out_spec=out_spec or exported.call_spec.out_spec,
+        stacked=stacked,
     )
+
+
+def _is_samples(value: object) -> bool:
+    if not isinstance(value, list | tuple) or not value:
+        return False
+    return all(isinstance(sample, torch.Tensor) for sample in value)
+
+
+def _out_spec(module: torch.nn.Module, kwargs: Mapping[str, object]) -> pytree.TreeSpec:
+    """Return the structure that a module returns, by a run of it."""
+    try:
+        with torch.no_grad():
+            return pytree.tree_structure(module(**kwargs))
+    except Exception as error:  # whatever the model's code runs into
+        name = type(module).__name__
+        raise CaptureError(f"{name} can't be captured: {error}") from error
+
+
+def _fix(module: fx.GraphModule, values: Mapping[str, torch.Tensor]) -> None:
+    """Put constants in the place of inputs."""
+    for node in _placeholders(module.graph):
+        if node.name not in values:
+            continue
+        with module.graph.inserting_after(_placeholders(module.graph)[-1]):
+            constant = add_weight(module.graph, f"fixed.{node.name}", values[node.name].clone())
+        node.replace_all_uses_with(constant)
+        module.graph.erase_node(node)
 
 
 class _Roles:
@@ -89,111 +117,14 @@ class _Roles:
         self.latents = (latents,) if latents else LATENTS
         self.timestep = (timestep,) if timestep else TIMESTEP
 
+    def changes(self, path: str) -> bool:
+        """Whether an argument is another at every step."""
+        return self.of(path) != "condition"
+
     def of(self, path: str) -> Role:
         if path in self.latents:
             return "latents"
         return "timestep" if path in self.timestep else "condition"
-
-
-def _export(module: torch.nn.Module, kwargs: Mapping[str, object]) -> torch.export.ExportedProgram:
-    modes = {part: part.training for part in module.modules()}
-    try:
-        with torch.no_grad():
-            exported = torch.export.export(module.eval(), (), dict(kwargs), strict=False)
-            return _functional(exported)
-    except Exception as error:  # torch.export raises whatever the model's code ran into
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        reason = lines[0] if lines else type(error).__name__
-        raise CaptureError(f"{type(module).__name__} can't be captured: {reason}") from error
-    finally:
-        for part, mode in modes.items():
-            part.training = mode
-
-
-def _functional(exported: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
-    """Replace operators that write into their arguments, if any, by ones that don't.
-
-    Dead code removal may then drop any node, and changes to buffers show in the signature.
-    """
-    targets = [node.target for node in exported.graph.nodes]
-    if any(isinstance(op, torch._ops.OpOverload) and op._schema.is_mutable for op in targets):
-        exported = exported.run_decompositions({})
-    return exported
-
-
-def unlift(exported: torch.export.ExportedProgram) -> fx.GraphModule:
-    """Return an exported program as a module: weights are attributes, inputs the user's tensors.
-
-    Raises:
-        CaptureError: if the program changes buffers or arguments, or returns what is no tensor.
-    """
-    specs = {spec.arg.name: spec for spec in exported.graph_signature.input_specs}
-    graph = fx.Graph()
-    mapping: dict[fx.Node, fx.Node] = {}
-    weights: dict[str, torch.Tensor] = {}
-    placeholders = [node for node in exported.graph.nodes if node.op == "placeholder"]
-    for node in sorted(placeholders, key=lambda node: _is_weight(specs[node.name])):
-        _copy_input(exported, graph, node, specs[node.name], mapping, weights)
-    for node in exported.graph.nodes:
-        if node.op == "placeholder":
-            continue
-        if node.op == "output":
-            graph.output(_user_outputs(exported, node, mapping))
-        elif node.op == "call_function":
-            mapping[node] = graph.node_copy(node, mapping.__getitem__)
-            if node.target is VIEW:
-                mapping[node].target = RESHAPE
-        else:
-            raise CaptureError(f"node {node.name}: {node.op} has no counterpart at inference")
-    return fx.GraphModule(weights, graph)
-
-
-def _is_weight(spec: InputSpec) -> bool:
-    """Inputs are copied first, so that they keep their names where a weight has the same one."""
-    return spec.kind is not InputKind.USER_INPUT
-
-
-def _copy_input(
-    exported: torch.export.ExportedProgram,
-    graph: fx.Graph,
-    node: fx.Node,
-    spec: InputSpec,
-    mapping: dict[fx.Node, fx.Node],
-    weights: dict[str, torch.Tensor],
-) -> None:
-    if spec.kind is InputKind.USER_INPUT:
-        if isinstance(spec.arg, TensorArgument):
-            mapping[node] = graph.node_copy(node)
-        elif not isinstance(spec.arg, ConstantArgument) or node.users:
-            raise CaptureError(f"argument {node.name} is used but is no tensor: fix its value")
-        return
-    target = spec.target
-    assert target is not None
-    source = exported.state_dict if target in exported.state_dict else exported.constants
-    value = source[target]
-    if not isinstance(value, torch.Tensor):
-        raise CaptureError(f"constant {target} is {type(value).__name__}, expected a tensor")
-    weights[target] = value
-    mapping[node] = graph.get_attr(target)
-    mapping[node].meta = dict(node.meta)
-
-
-def _user_outputs(
-    exported: torch.export.ExportedProgram, node: fx.Node, mapping: dict[fx.Node, fx.Node]
-) -> tuple[fx.Node, ...]:
-    (values,) = node.args
-    assert isinstance(values, list | tuple)
-    outputs = []
-    for spec, value in zip(exported.graph_signature.output_specs, values, strict=True):
-        if spec.kind is not OutputKind.USER_OUTPUT:
-            raise CaptureError(
-                f"the module changes {spec.target} while it runs ({spec.kind.name.lower()}): a "
-                "denoiser has to leave its buffers and arguments alone"
-            )
-        if not isinstance(value, fx.Node):
-            raise CaptureError(f"output {value!r} is no tensor: return tensors only")
-        outputs.append(mapping[value])
-    return tuple(outputs)
 
 
 def _output_names(exported: torch.export.ExportedProgram, taken: Set[str]) -> tuple[str, ...]:

@@ -51,7 +51,7 @@ def _is_identity(node: fx.Node) -> bool:
 
 
 def _does_nothing(node: fx.Node) -> bool:
-    if node.target in ALIASES or node.target in CASTS:
+    if node.target in ALIASES or node.target in CASTS or node.target is aten.type_as.default:
         return True
     if node.target is aten.dropout.default:
         return bool(node.args[1] == 0) or node.args[2] is False

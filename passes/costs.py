@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
 from .method import Method
-from .window import Window
+from .window import Window, arrow_pairs
 
 __all__ = ["ModelCost", "SiteCost", "attention_core"]
 
@@ -21,16 +21,24 @@ class SiteCost:
         projections: of query, key, value and output projections.
         attention: of query · keyᵀ and of weights · value, full.
         tokens: queries a head.
+        text: range of the tokens that every window leaves full.
     """
 
     projections: int
     attention: int
     tokens: int
+    text: tuple[int, int] = (0, 0)
 
     @property
     def full(self) -> int:
         """Multiply-adds of the site as trained."""
         return self.projections + self.attention
+
+    def to_json(self) -> dict[str, object]:
+        """Return what a plan file holds of it; text only where there is some."""
+        fields: dict[str, object] = asdict(self)
+        del fields["text"]
+        return fields if self.text[0] == self.text[1] else {**fields, "text": list(self.text)}
 
     def of(self, method: Method, window: Window, *, keeps_residual: bool = False) -> int:
         """Return the multiply-adds under a method.
@@ -40,7 +48,7 @@ class SiteCost:
         """
         if method is Method.AST:
             return 0
-        seen = self.attention * window.pairs(self.tokens) // self.tokens**2
+        seen = self.attention * arrow_pairs(self.tokens, window, self.text) // self.tokens**2
         total = self.projections + (seen if method.windowed else self.attention)
         total += seen if keeps_residual else 0
         return total // 2 if method.shares_cfg else total
@@ -67,7 +75,7 @@ class ModelCost:
         """Return what a plan file holds of it."""
         return {
             "rest": self.rest,
-            "sites": {name: asdict(cost) for name, cost in self.sites.items()},
+            "sites": {name: cost.to_json() for name, cost in self.sites.items()},
         }
 
 

@@ -8,13 +8,14 @@ import math
 import torch
 from torch import fx
 
+from .arrow_attention import ARROW_ATTENTION
 from .attention import WINDOW_ATTENTION
 from .costs import ModelCost, SiteCost
 from .graphs import find, shape_of
 from .operators import LINEAR, MATMUL, SDPA, activation_of, weight_of
 from .program import Program, Site
 from .sites import region
-from .window import Window
+from .window import Window, arrow_pairs
 
 __all__ = ["model_cost", "multiply_adds", "site_cost"]
 
@@ -47,6 +48,7 @@ def site_cost(program: Program, site: Site) -> SiteCost:
         projections=sum(_node_cost(node) for node in inside if node.target in LINEAR),
         attention=pairs * (site.head_dim + shape_of(attention)[-1]),
         tokens=site.tokens,
+        text=site.text,
     )
 
 
@@ -64,7 +66,7 @@ def _node_cost(node: fx.Node) -> int:
         weight = node.args[1]
         assert isinstance(weight, fx.Node)
         return math.prod(shape_of(node)) * math.prod(shape_of(weight)[1:])
-    if node.target is SDPA or node.target is WINDOW_ATTENTION:
+    if node.target in (SDPA, WINDOW_ATTENTION, ARROW_ATTENTION):
         return _attention_cost(node)
     return 0
 
@@ -79,5 +81,8 @@ def _attention_cost(node: fx.Node) -> int:
         radius, block = node.args[3], node.args[4]
         assert isinstance(radius, int)
         assert isinstance(block, int)
-        pairs = Window(radius, block).pairs(tokens)
+        start, stop = (*node.args[6:8], 0, 0)[:2]
+        assert isinstance(start, int)
+        assert isinstance(stop, int)
+        pairs = arrow_pairs(tokens, Window(radius, block), (start, stop))
     return math.prod(batch) * pairs * (head_dim + shape_of(node)[-1])

@@ -9,48 +9,13 @@ from torch import fx
 
 from ditc.runtime.errors import PassError
 
-from .attention import WINDOW_ATTENTION
+from .batch_rules import DROPS_AXIS, KEEPING, MIXED_AXES, ON_AXIS, REDUCING, SIZED
 from .graphs import shape_of
-from .operators import CASTS, LINEAR, MATMUL, SDPA, SOFTMAX, is_pointwise
+from .operators import is_pointwise
 
 __all__ = ["BatchAxes", "batch_axes"]
 
 aten = torch.ops.aten
-
-CONVOLUTIONS = (aten.conv1d.default, aten.conv2d.default, aten.conv3d.default)
-SIZED = (aten.view.default, aten.reshape.default, aten._unsafe_view.default)
-KEEPING = (
-    *LINEAR,
-    *SOFTMAX,
-    *CASTS,
-    aten.layer_norm.default,
-    aten.rms_norm.default,
-    aten.contiguous.default,
-    aten.clone.default,
-    *CONVOLUTIONS,
-    SDPA,
-    *MATMUL,
-    aten.baddbmm.default,
-    WINDOW_ATTENTION,
-)
-MIXED_AXES: dict[object, int] = {
-    **dict.fromkeys((SDPA, *MATMUL, aten.baddbmm.default, WINDOW_ATTENTION), 2),
-    **{convolution: axes for axes, convolution in enumerate(CONVOLUTIONS, start=2)},
-    **dict.fromkeys((*LINEAR, *SOFTMAX, aten.layer_norm.default, aten.rms_norm.default), 1),
-}
-"""How many of the last axes an operator mixes values along."""
-
-ON_AXIS = (
-    aten.slice.Tensor,
-    aten.select.int,
-    aten.chunk.default,
-    aten.split.Tensor,
-    aten.split_with_sizes.default,
-    aten.unbind.int,
-    aten.cat.default,
-)
-REDUCING = (aten.mean.dim, aten.sum.dim_IntList, aten.linalg_vector_norm.default)
-DROPS_AXIS = (aten.select.int, aten.unbind.int)
 
 
 class _UnknownError(PassError):
@@ -117,6 +82,8 @@ class BatchAxes:
         if node.target is aten.stack.default:
             at = _axis(node.args[1] if len(node.args) > 1 else 0, len(shape_of(node)))
             return axis + (at <= axis)
+        if node.target is aten.repeat_interleave.self_int and _repeats_other(node, axis):
+            return axis
         if node.target in REDUCING:
             return _reduced(node, axis)
         if node.target in ON_AXIS:
@@ -180,6 +147,12 @@ def _keeps_first(node: fx.Node, known: list[fx.Node], axes: BatchAxes, batch: in
     if node.target is aten.repeat_interleave.self_int:
         return True
     return value.shape[0] in {batch, *(shape_of(arg)[0] for arg in known)}
+
+
+def _repeats_other(node: fx.Node, axis: int) -> bool:
+    """Whether entries are repeated along another axis than the batch's."""
+    given = node.args[2] if len(node.args) > 2 else node.kwargs.get("dim")
+    return isinstance(given, int) and given % len(shape_of(node)) != axis
 
 
 def _viewed(node: fx.Node, axis: int, batch: int) -> int:

@@ -7,9 +7,10 @@ from typing import ClassVar
 import torch
 from torch import fx
 
+from .arrow_attention import ARROW_ATTENTION
 from .attention import WINDOW_ATTENTION
 from .base import Pass
-from .graphs import add_outputs, call, find
+from .graphs import add_outputs, call, find, shape_of
 from .program import Site
 from .window import Window
 
@@ -73,6 +74,23 @@ def _first_write(graph: fx.Graph, slot: str) -> bool:
 
 
 def window_call(graph: fx.Graph, site: Site, window: Window) -> fx.Node:
-    """Add the window attention of a site's query, key and value at the insert point."""
-    inputs = [find(graph, name) for name in (site.query, site.key, site.value)]
-    return call(graph, WINDOW_ATTENTION, *inputs, window.radius, window.block, site.scale)
+    """Add the window attention of a site's query, key and value behind the attention.
+
+    Raises:
+        PassError: if the graph doesn't have them any more.
+    """
+    named = [find(graph, name) for name in (site.query, site.key, site.value)]
+    inputs = [node for node in named if node is not None]
+    heads = [_as_many_heads(graph, node, inputs[0]) for node in inputs]
+    options = (window.radius, window.block, site.scale)
+    if site.text[0] == site.text[1]:
+        return call(graph, WINDOW_ATTENTION, *heads, *options)
+    return call(graph, ARROW_ATTENTION, *heads, *options, *site.text)
+
+
+def _as_many_heads(graph: fx.Graph, node: fx.Node, query: fx.Node) -> fx.Node:
+    """Repeat the heads of grouped keys or values, each for its group of query heads."""
+    groups = shape_of(query)[-3] // shape_of(node)[-3] if len(shape_of(query)) > 3 else 1
+    if groups == 1:
+        return node
+    return call(graph, aten.repeat_interleave.self_int, node, groups, len(shape_of(node)) - 3)

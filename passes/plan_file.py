@@ -139,11 +139,20 @@ def _cost(value: object, sites: tuple[str, ...]) -> ModelCost:
 
 
 def _site_cost(value: object, where: str) -> SiteCost:
-    fields = _fields(value, where, {"projections", "attention", "tokens"})
+    names = {"projections", "attention", "tokens"}
+    text = isinstance(value, dict) and "text" in value
+    fields = _fields(value, where, names | {"text"} if text else names)
+    ends = _list(fields.get("text", [0, 0]), f"{where}.text")
+    if len(ends) != 2:
+        raise PlanError(f"{where}.text: expected two numbers, found {len(ends)}")
     return SiteCost(
         projections=_integer(fields["projections"], f"{where}.projections", 0, 2**63),
         attention=_integer(fields["attention"], f"{where}.attention", 0, 2**63),
         tokens=_integer(fields["tokens"], f"{where}.tokens", 1, 2**31),
+        text=(
+            _integer(ends[0], f"{where}.text", 0, 2**31),
+            _integer(ends[1], f"{where}.text", 0, 2**31),
+        ),
     )
 
 

@@ -1,6 +1,6 @@
 """Programs, their inputs, sites and slots: what the passes work on."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass
 from typing import Literal
 
@@ -23,6 +23,7 @@ __all__ = [
     "Slot",
     "SlotKind",
     "flatten",
+    "stack",
 ]
 
 Role = Literal["latents", "timestep", "condition"]
@@ -66,8 +67,12 @@ class Site:
         key: the same of the keys, `[..., context_tokens, head_dim]`.
         value: the same of the values.
         scale: factor on query · key.
-        projections: names of the nodes that make query, key and value from the entries.
-        exits: names of the nodes whose values leave the site: the output projections.
+        projections: names of the nodes that make query, key and value from the entries; where a
+            projection makes more than these, of the nodes that take its parts.
+        exits: names of the nodes whose values leave the site: the output projections; where
+            attention and something else share one, the attention's part of what it projects.
+        text: half-open range of the tokens that aren't image tokens, at one end of the sequence;
+            they see all tokens and are seen by all under every window.
     """
 
     name: str
@@ -85,6 +90,7 @@ class Site:
     scale: float
     projections: tuple[str, ...]
     exits: tuple[str, ...]
+    text: tuple[int, int] = (0, 0)
 
 
 @dataclass(frozen=True)
@@ -114,10 +120,12 @@ class Program:
         sites: attentions in the order in which they run.
         cfg: order of the two halves of classifier-free guidance in the batch, None without.
         identity: of the module captured.
-        constants: arguments that are not tensors, by their path, fixed at capture.
+        constants: arguments fixed at capture, by their path: those that are not tensors, and
+            tensors by whose values the model decided what to compute.
         example: the tensors it was captured with, by input name.
         in_paths: path of each input in the module's keyword arguments.
         out_spec: how the module's return value is built from `outputs`.
+        stacked: arguments that the module takes as lists of samples, the program as one tensor.
     """
 
     graph_module: fx.GraphModule
@@ -130,6 +138,7 @@ class Program:
     example: Mapping[str, torch.Tensor]
     in_paths: Mapping[str, str]
     out_spec: pytree.TreeSpec
+    stacked: frozenset[str] = frozenset()
 
     def __call__(self, **kwargs: object) -> object:
         """Run the captured graph.
@@ -158,17 +167,10 @@ class Program:
 
     def bind(self, kwargs: Mapping[str, object]) -> list[torch.Tensor]:
         """Return the inputs' tensors in order, checked against what was captured."""
-        given = dict(flatten(kwargs))
+        given = dict(flatten(stack(kwargs, self.stacked)))
         for path, constant in self.constants.items():
-            if path not in given:
-                continue
-            value = given[path]
-            if isinstance(value, torch.Tensor) or value != constant:
-                found = "a tensor" if isinstance(value, torch.Tensor) else repr(value)
-                raise CaptureError(
-                    f"argument {path} is {found}, captured as {constant!r}: capture again with "
-                    "this value"
-                )
+            if path in given:
+                _check_constant(path, given[path], constant)
         known = set(self.constants) | set(self.in_paths.values())
         unknown = sorted(path for path in given if path not in known and given[path] is not None)
         if unknown:
@@ -179,6 +181,9 @@ class Program:
 
     def unflatten(self, values: tuple[torch.Tensor, ...]) -> object:
         """Return flat outputs in the structure that the module returns."""
+        if self.stacked:
+            (samples,) = values
+            values = samples.unbind(0)
         return pytree.tree_unflatten(list(values), self.out_spec)
 
     def _checked(self, entry: Input, given: Mapping[str, object]) -> torch.Tensor:
@@ -194,6 +199,39 @@ class Program:
                 f"{list(entry.shape)}: capture again for this shape"
             )
         return value
+
+
+def _check_constant(path: str, value: object, constant: object) -> None:
+    if isinstance(constant, torch.Tensor):
+        if isinstance(value, torch.Tensor) and torch.equal(value, constant.to(value.device)):
+            return
+        raise CaptureError(
+            f"argument {path} is unlike what was captured, and the model decides by its values "
+            "what to compute: capture again with these"
+        )
+    if isinstance(value, torch.Tensor) or value != constant:
+        found = "a tensor" if isinstance(value, torch.Tensor) else repr(value)
+        raise CaptureError(
+            f"argument {path} is {found}, captured as {constant!r}: capture again with this value"
+        )
+
+
+def stack(kwargs: Mapping[str, object], names: Set[str]) -> Mapping[str, object]:
+    """Return keyword arguments with lists of samples of those names made one tensor each.
+
+    Raises:
+        CaptureError: if the samples differ in shape.
+    """
+    made = dict(kwargs)
+    for name in names & kwargs.keys():
+        value = kwargs[name]
+        if not isinstance(value, list | tuple):
+            continue
+        shapes = {tuple(sample.shape) for sample in value}
+        if len(shapes) != 1:
+            raise CaptureError(f"samples of argument {name} differ in shape: {sorted(shapes)}")
+        made[name] = torch.stack(list(value))
+    return made
 
 
 def flatten(kwargs: Mapping[str, object]) -> Iterator[tuple[str, object]]:

@@ -1,139 +1,73 @@
 """Find attention sites in a graph: by operators and data flow, never by class names."""
 
 import math
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+import operator
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 
 import torch
 from torch import fx
 
+from .cores import Core, find_core
 from .graphs import shape_of
-from .operators import CASTS, LAYOUT, LINEAR, MATMUL, SDPA, SOFTMAX, activation_of, is_pointwise
+from .operators import LAYOUT, LINEAR, activation_of, is_pointwise
 from .program import Site, SiteKind
+from .tokens import image_tokens
 
 __all__ = ["find_sites", "region"]
 
 aten = torch.ops.aten
 
 
-@dataclass(frozen=True)
-class _Core:
-    """The attention proper, fused or written out."""
-
-    output: fx.Node
-    query: fx.Node
-    key: fx.Node
-    value: fx.Node
-    scale: float
-    obstacle: str
-
-
-def find_sites(graph: fx.Graph) -> tuple[Site, ...]:
+def find_sites(
+    graph: fx.Graph, example: Mapping[str, torch.Tensor], latents: str
+) -> tuple[Site, ...]:
     """Return the attention sites of a graph, in the order in which they run.
 
     An attention is `scaled_dot_product_attention`, or a softmax over the last axis between two
     matrix products. Its exits are the first projections that its output reaches, its projections
     the last ones before query, key and value.
+
+    Args:
+        graph: of a captured module.
+        example: arguments to run it with, by input name.
+        latents: name of the input that holds the latents.
     """
+    found = (find_core(node) for node in graph.nodes)
+    cores = [core for core in found if core is not None]
     sites: list[Site] = []
-    for node in graph.nodes:
-        core = _fused(node) or _written_out(node)
-        if core is not None:
-            sites.append(_site(core, {site.name for site in sites}))
-    return tuple(sites)
+    for core in cores:
+        sites.append(_site(core, {site.name for site in sites}))
+    module = graph.owning_module
+    assert module is not None
+    wanted = {s.attention for s in sites if s.kind != "cross"}
+    queries = {core.output: core.query for core in cores if core.output.name in wanted}
+    image = {
+        node.name: made for node, made in image_tokens(module, example, latents, queries).items()
+    }
+    return tuple(_with_text(site, image.get(site.attention)) for site in sites)
 
 
-def _fused(node: fx.Node) -> _Core | None:
-    if node.target is not SDPA:
-        return None
-    names = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
-    arguments = dict(zip(names, node.args, strict=False))
-    arguments.update(node.kwargs)
-    query, key, value = (arguments[name] for name in ("query", "key", "value"))
-    assert isinstance(query, fx.Node)
-    assert isinstance(key, fx.Node)
-    assert isinstance(value, fx.Node)
-    scale = arguments.get("scale")
-    factor = float(scale) if isinstance(scale, int | float) else shape_of(query)[-1] ** -0.5
-    obstacle = ""
-    if arguments.get("attn_mask") is not None:
-        obstacle = "its attention has a mask"
-    elif arguments.get("is_causal"):
-        obstacle = "its attention is causal"
-    elif arguments.get("dropout_p"):
-        obstacle = "its attention has dropout"
-    elif shape_of(query)[:-2] != shape_of(key)[:-2]:
-        obstacle = "its key heads are fewer than its query heads"
-    return _Core(node, query, key, value, factor, obstacle)
+def _with_text(site: Site, image: tuple[bool, ...] | None) -> Site:
+    """Return the site with the range of its text tokens, or why it can't have a window."""
+    if image is None or all(image):
+        return site
+    first, last = (
+        image.index(True) if any(image) else 0,
+        len(image) - image[::-1].index(True) if any(image) else 0,
+    )
+    reason = ""
+    if not any(image):
+        reason = "its tokens aren't made from the latents"
+    elif not all(image[first:last]) or (first > 0 and last < len(image)):
+        reason = "its image tokens lie between others"
+    text = (0, first) if first else (last, len(image))
+    if reason:
+        return replace(site, eligible=False, reason=site.reason or reason)
+    return replace(site, text=text)
 
 
-def _written_out(node: fx.Node) -> _Core | None:
-    if node.target not in SOFTMAX:
-        return None
-    scores = _through(node.args[0], CASTS)
-    axis = node.args[1]
-    if scores is None or axis not in (-1, len(shape_of(node)) - 1):
-        return None
-    product = _only_user(node, (*CASTS, aten.clone.default))
-    if product is None or product.target not in MATMUL:
-        return None
-    if _through(product.args[0], (*CASTS, aten.clone.default)) is not node:
-        return None
-    return _scored(product, scores)
-
-
-def _scored(product: fx.Node, scores: fx.Node) -> _Core | None:
-    """Walk from softmax's argument back to query · keyᵀ, collecting scale and masks."""
-    scale, obstacle, node = 1.0, "", scores
-    while node.target not in MATMUL:
-        if node.target is aten.baddbmm.default:
-            beta, alpha = node.kwargs.get("beta", 1), node.kwargs.get("alpha", 1)
-            assert isinstance(alpha, int | float)
-            obstacle = obstacle if beta == 0 else "its attention has a mask"
-            query, transposed = node.args[1], node.args[2]
-            return _core(product, query, transposed, scale * float(alpha), obstacle)
-        first, second = node.args[0], node.args[1] if len(node.args) > 1 else None
-        if node.target is aten.mul.Tensor and isinstance(second, int | float):
-            scale *= second
-        elif node.target is aten.div.Tensor and isinstance(second, int | float):
-            scale /= second
-        elif node.target is aten.add.Tensor:
-            obstacle = "its attention has a mask"
-        elif node.target not in CASTS:
-            return None
-        if not isinstance(first, fx.Node):
-            return None
-        node = first
-    return _core(product, node.args[0], node.args[1], scale, obstacle)
-
-
-def _core(
-    product: fx.Node, query: object, transposed: object, scale: float, obstacle: str
-) -> _Core | None:
-    """Build the core from query and keyᵀ; keyᵀ has to be a transposed view of the keys."""
-    value = product.args[1]
-    if not (isinstance(query, fx.Node) and isinstance(transposed, fx.Node)):
-        return None
-    if not isinstance(value, fx.Node) or not _swaps_last_axes(transposed):
-        return None
-    key = transposed.args[0]
-    assert isinstance(key, fx.Node)
-    return _Core(product, query, key, value, scale, obstacle)
-
-
-def _swaps_last_axes(node: fx.Node) -> bool:
-    rank = len(shape_of(node))
-    if node.target is aten.transpose.int:
-        axes = {int(axis) % rank for axis in node.args[1:3] if isinstance(axis, int)}
-        return axes == {rank - 1, rank - 2}
-    if node.target is aten.permute.default:
-        order = [*range(rank - 2), rank - 1, rank - 2]
-        given = node.args[1]
-        return isinstance(given, list | tuple) and [int(a) % rank for a in given] == order  # type: ignore[arg-type]
-    return False
-
-
-def _site(core: _Core, taken: set[str]) -> Site:
+def _site(core: Core, taken: set[str]) -> Site:
     *batch, tokens, head_dim = shape_of(core.query)
     projections = {
         name: tuple(_projections(node))
@@ -143,8 +77,9 @@ def _site(core: _Core, taken: set[str]) -> Site:
     exits, obstacle = _exits(core.output)
     every = dict.fromkeys(node.name for nodes in projections.values() for node in nodes)
     names = tuple(node.name for node in exits)
-    reason = core.obstacle or obstacle or _not_compressed(kind)
-    reason = reason or _unprojected(projections) or _leaks(core.output.graph, every, names)
+    reason = core.obstacle or obstacle or _not_compressed(kind) or _unprojected(projections)
+    entries, leak = _entries(core, every, names)
+    reason = reason or leak
     return Site(
         name=_name(core.output, taken),
         kind=kind,
@@ -159,13 +94,13 @@ def _site(core: _Core, taken: set[str]) -> Site:
         key=core.key.name,
         value=core.value.name,
         scale=core.scale,
-        projections=tuple(every),
+        projections=entries if leak == "" else tuple(every),
         exits=names,
     )
 
 
 def _not_compressed(kind: SiteKind) -> str:
-    return "" if kind == "self" else f"{kind}-attention is left alone"
+    return "cross-attention is left alone" if kind == "cross" else ""
 
 
 def _unprojected(projections: dict[str, tuple[fx.Node, ...]]) -> str:
@@ -173,7 +108,7 @@ def _unprojected(projections: dict[str, tuple[fx.Node, ...]]) -> str:
     return f"its {missing[0]} comes from no projection" if missing else ""
 
 
-def _kind(core: _Core, projections: dict[str, tuple[fx.Node, ...]]) -> SiteKind:
+def _kind(core: Core, projections: dict[str, tuple[fx.Node, ...]]) -> SiteKind:
     unprojected = {"query": core.query, "key": core.key, "value": core.value}
     entries = {
         name: {activation_of(node) for node in nodes} or {unprojected[name]}
@@ -186,7 +121,7 @@ def _kind(core: _Core, projections: dict[str, tuple[fx.Node, ...]]) -> SiteKind:
     return "self" if len(entries["query"]) == 1 else "joint"
 
 
-def _heads(core: _Core, batch: list[int]) -> int:
+def _heads(core: Core, batch: list[int]) -> int:
     """Heads a sample: the axis before tokens, or what a merged first axis holds of them."""
     if len(batch) >= 2:
         return batch[-1]
@@ -217,12 +152,15 @@ def _exits(attention: fx.Node) -> tuple[list[fx.Node], str]:
     seen = {attention}
     front = [attention]
     while front:
-        for user in front.pop().users:
+        node = front.pop()
+        for user in node.users:
             if user in seen:
                 continue
             seen.add(user)
             if user.target in LINEAR:
                 exits.append(user)
+            elif _joins_channels(user):
+                exits.append(node)
             elif user.target in LAYOUT or _stays_attention(user, seen):
                 front.append(user)
             else:
@@ -230,6 +168,14 @@ def _exits(attention: fx.Node) -> tuple[list[fx.Node], str]:
     if not exits:
         return [], "its output reaches no projection"
     return exits, ""
+
+
+def _joins_channels(node: fx.Node) -> bool:
+    """Whether attention is put beside other channels, which one projection then takes all."""
+    if node.target is not aten.cat.default:
+        return False
+    axis = node.args[1] if len(node.args) > 1 else 0
+    return isinstance(axis, int) and axis % len(shape_of(node)) == len(shape_of(node)) - 1
 
 
 def _stays_attention(node: fx.Node, seen: set[fx.Node]) -> bool:
@@ -254,16 +200,36 @@ def region(graph: fx.Graph, projections: Iterable[str], exits: Iterable[str]) ->
     return inside
 
 
-def _leaks(graph: fx.Graph, projections: Iterable[str], exits: Iterable[str]) -> str:
-    """Return the reason if what the projections make is used elsewhere than in the attention."""
+def _entries(
+    core: Core, projections: Iterable[str], exits: Iterable[str]
+) -> tuple[tuple[str, ...], str]:
+    """Return where the site begins, or the reason if what it makes is used elsewhere.
+
+    A projection that makes more than query, key and value, as FLUX.2's does, stays outside: the
+    site then begins at the nodes that take its parts.
+    """
     names = set(exits)
-    useful: set[fx.Node] = set()
-    for node in reversed(region(graph, projections, names)):
-        if node.name in names or any(user in useful for user in node.users):
-            useful.add(node)
-        else:
-            return f"its projections also feed {node.target}"
-    return ""
+    inside = region(core.output.graph, projections, names)
+    pure: set[fx.Node] = set()
+    first = ""
+    for node in reversed(inside):
+        if node.name in names or (node.users and all(user in pure for user in node.users)):
+            pure.add(node)
+        elif not any(user in pure for user in node.users):
+            first = first or str(node.target)
+    for node in inside:
+        if node.target is operator.getitem and node.args[0] not in pure:
+            pure.discard(node)
+    if not pure >= {core.query, core.key, core.value, core.output}:
+        return (), f"its projections also feed {first}"
+    members = set(inside)
+    begin = [n for n in inside if n in pure and _begins(n, members, pure)]
+    return tuple(node.name for node in begin), ""
+
+
+def _begins(node: fx.Node, members: set[fx.Node], pure: set[fx.Node]) -> bool:
+    inner = [arg for arg in node.all_input_nodes if arg in members]
+    return not inner or any(arg not in pure for arg in inner)
 
 
 def _name(node: fx.Node, taken: set[str]) -> str:
@@ -281,18 +247,3 @@ def _module_path(node: fx.Node) -> str:
     stack = node.meta.get("nn_module_stack") or {}
     paths = [entry[0] for entry in stack.values()]
     return str(paths[-1]) if paths else ""
-
-
-def _through(value: object, skipped: tuple[object, ...]) -> fx.Node | None:
-    while isinstance(value, fx.Node) and value.target in skipped:
-        value = value.args[0]
-    return value if isinstance(value, fx.Node) else None
-
-
-def _only_user(node: fx.Node, skipped: tuple[object, ...]) -> fx.Node | None:
-    while len(node.users) == 1:
-        (user,) = node.users
-        if user.target not in skipped:
-            return user
-        node = user
-    return None

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from ditc.runtime.errors import PlanError
 
-__all__ = ["Window"]
+__all__ = ["Window", "arrow_pairs"]
 
 
 @dataclass(frozen=True)
@@ -58,3 +58,10 @@ class Window:
     def density(self, tokens: int) -> float:
         """Return the visible share of all pairs, in (0, 1]."""
         return self.pairs(tokens) / tokens**2
+
+
+def arrow_pairs(tokens: int, window: Window, text: tuple[int, int]) -> int:
+    """Return how many (query, key) pairs are visible: those of the window, and all with text."""
+    words = text[1] - text[0]
+    image = tokens - words
+    return window.pairs(image) + 2 * words * image + words**2

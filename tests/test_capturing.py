@@ -130,7 +130,7 @@ class NoTensor(nn.Module):
 @pytest.mark.parametrize(
     ("module", "said"),
     [
-        (Branching(), ["Branching can't be captured", "data-dependent"]),
+        (Branching(), ["Branching can't be captured", "reads values that come from x"]),
         (Counting(), ["the module changes calls while it runs", "leave its buffers"]),
         (Overwriting(), ["the module changes x while it runs", "leave its buffers"]),
         (NoTensor(), ["output 3 is no tensor: return tensors only"]),

@@ -4,8 +4,8 @@ import torch
 from torch import fx, nn
 
 from ditc.passes.base import run
-from ditc.passes.capturing import unlift
 from ditc.passes.clean_inference import CleanInference
+from ditc.passes.unlifting import unlift
 from ditc.passes.verify import verify_values
 
 from .golden import text_of

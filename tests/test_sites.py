@@ -130,15 +130,14 @@ def test_attention_that_is_more_than_attention(attend: Attend, reason: str) -> N
     assert (site.kind, site.eligible, site.reason) == ("self", False, reason)
 
 
-def test_grouped_queries_are_left_alone() -> None:
+def test_grouped_queries_are_a_site() -> None:
     def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
         return nn.functional.scaled_dot_product_attention(
             query, key[:, :1], value[:, :1], enable_gqa=True
         )
 
     site = only_site(Block(attend))
-    assert not site.eligible
-    assert site.reason == "its key heads are fewer than its query heads"
+    assert (site.kind, site.heads, site.eligible) == ("self", 2, True)
 
 
 @pytest.mark.parametrize("tokens", [7, 25])
@@ -213,11 +212,11 @@ class Joint(nn.Module):
         return x + self.image_out(out[:, :25]), context + self.text_out(out[:, 25:])
 
 
-def test_joint_attention_is_found_with_both_exits_and_left_alone() -> None:
+def test_joint_attention_is_found_with_both_exits_and_its_text() -> None:
     site = only_site(Joint(), context=models.noise(4, 7, 16))
     assert (site.kind, site.tokens, site.context_tokens) == ("joint", 32, 32)
     assert (len(site.projections), len(site.exits)) == (2, 2)
-    assert site.reason == "joint-attention is left alone"
+    assert (site.eligible, site.text) == (True, (25, 32))
 
 
 class Mlp(nn.Module):

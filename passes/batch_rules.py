@@ -1,0 +1,58 @@
+"""How operators treat the batch: which keep its axis, which mix values along their last axes."""
+
+import torch
+
+from .arrow_attention import ARROW_ATTENTION
+from .attention import WINDOW_ATTENTION
+from .operators import CASTS, LINEAR, MATMUL, SDPA, SOFTMAX
+
+__all__ = ["DROPS_AXIS", "KEEPING", "MIXED_AXES", "ON_AXIS", "REDUCING", "SIZED"]
+
+aten = torch.ops.aten
+
+CONVOLUTIONS = (aten.conv1d.default, aten.conv2d.default, aten.conv3d.default)
+SIZED = (aten.view.default, aten.reshape.default, aten._unsafe_view.default)
+KEEPING = (
+    *LINEAR,
+    *SOFTMAX,
+    *CASTS,
+    aten.layer_norm.default,
+    aten.rms_norm.default,
+    aten.contiguous.default,
+    aten.clone.default,
+    aten.copy.default,
+    aten.empty_like.default,
+    aten.zeros_like.default,
+    aten.ones_like.default,
+    aten.type_as.default,
+    aten.select_scatter.default,
+    aten.slice_scatter.default,
+    aten.view_as_complex.default,
+    aten.view_as_real.default,
+    aten.constant_pad_nd.default,
+    aten.pad.default,
+    *CONVOLUTIONS,
+    SDPA,
+    *MATMUL,
+    aten.baddbmm.default,
+    WINDOW_ATTENTION,
+    ARROW_ATTENTION,
+)
+MIXED_AXES: dict[object, int] = {
+    **dict.fromkeys((SDPA, *MATMUL, aten.baddbmm.default, WINDOW_ATTENTION, ARROW_ATTENTION), 2),
+    **{convolution: axes for axes, convolution in enumerate(CONVOLUTIONS, start=2)},
+    **dict.fromkeys((*LINEAR, *SOFTMAX, aten.layer_norm.default, aten.rms_norm.default), 1),
+}
+"""How many of the last axes an operator mixes values along."""
+
+ON_AXIS = (
+    aten.slice.Tensor,
+    aten.select.int,
+    aten.chunk.default,
+    aten.split.Tensor,
+    aten.split_with_sizes.default,
+    aten.unbind.int,
+    aten.cat.default,
+)
+REDUCING = (aten.mean.dim, aten.sum.dim_IntList, aten.linalg_vector_norm.default)
+DROPS_AXIS = (aten.select.int, aten.unbind.int)
