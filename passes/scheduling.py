@@ -3,12 +3,13 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Literal
 
 from torch import fx
 
 from .graphs import SLOT
 from .liveness import kept_outputs, kept_residuals
-from .merging import limit_buckets
+from .merging import Latencies, Merging, limit_buckets
 from .method import Method
 from .plan import Plan
 from .program import Program, Slot
@@ -115,64 +116,78 @@ class Schedule:
 def schedule(
     program: Program,
     plan: Plan,
-    max_buckets: int | None = None,
+    max_buckets: int | Literal["knee"] | None = None,
     *,
+    latencies: Latencies | None = None,
     ignore_model: bool = False,
 ) -> Schedule:
     """Return the schedule of a plan.
 
-    A step writes a site's output only if the next step is `ast` there, so that this very write is
-    read; a residual only if a `wa-rs` reads it before the next step that runs full attention.
-    Steps of equal methods and writes share a bucket.
+    A step writes a site's output if the next step is `ast` there, so that this very write is
+    read; a residual if a `wa-rs` reads it before the next step that runs full attention. Steps of
+    equal methods and residuals share a bucket, which writes every output that one of them has to:
+    the output is there anyhow, and where nobody reads it, nobody minds.
 
     Args:
         program: the captured model.
         plan: methods per step and site; checked against the program.
         max_buckets: merge steps until at most so many graphs remain; at a merged site the less
-            aggressive method wins, so quality can only rise.
+            aggressive method wins, so quality can only rise. `"knee"` for the limit at the knee
+            of the curve of predicted costs.
+        latencies: measured milliseconds of sites, to merge by in place of multiply-adds.
         ignore_model: use the plan although it was made for another model.
 
     Raises:
         PlanError: if the plan is not for this program, or the limit is below 1.
     """
     plan.check(program, ignore_model=ignore_model)
-    rows = _rows(plan, tuple((step,) for step in range(plan.steps)))
+    groups: tuple[tuple[int, ...], ...] = tuple((step,) for step in range(plan.steps))
     if max_buckets is not None:
-        plan, groups = limit_buckets(program, plan, max_buckets, tuple(rows.values()))
-        rows = _rows(plan, groups)
-    ordered = sorted(rows.items(), key=lambda item: min(item[1]))
+        merging = Merging(plan, latencies)
+        limit = merging.curve().knee if max_buckets == "knee" else max_buckets
+        plan, groups = limit_buckets(merging, limit)
+    rows = _rows(plan, groups)
+    ordered = sorted(rows.items(), key=lambda item: item[1].steps)
     buckets = tuple(
         Bucket(
             name=f"b{number:02d}",
             program=program,
             plan=plan,
-            steps=steps,
+            steps=shared.steps,
             methods=dict(row.methods),
-            keep_outputs=row.keep_outputs,
+            keep_outputs=shared.keep_outputs,
             keep_residuals=row.keep_residuals,
         )
-        for number, (row, steps) in enumerate(ordered)
+        for number, (row, shared) in enumerate(ordered)
     )
     return Schedule(program, plan, buckets)
 
 
 @dataclass(frozen=True)
 class _Row:
-    """What makes the graphs of two steps equal."""
+    """What a graph computes: steps of equal rows share it."""
 
     methods: tuple[tuple[str, Method], ...]
-    keep_outputs: frozenset[str]
     keep_residuals: frozenset[str]
 
 
-def _rows(plan: Plan, groups: tuple[tuple[int, ...], ...]) -> dict[_Row, tuple[int, ...]]:
-    """Return the distinct graphs, and the steps that run each; a group runs one graph."""
-    rows: dict[_Row, tuple[int, ...]] = {}
+@dataclass(frozen=True)
+class _Shared:
+    """What the steps of a row need: the steps, and the outputs that one of them has to write."""
+
+    steps: tuple[int, ...] = ()
+    keep_outputs: frozenset[str] = frozenset()
+
+
+def _rows(plan: Plan, groups: tuple[tuple[int, ...], ...]) -> dict[_Row, _Shared]:
+    """Return the distinct graphs, and what runs each; a group runs one graph."""
+    rows: dict[_Row, _Shared] = {}
     for group in groups:
         row = _Row(
             tuple(sorted(plan.cells[group[0]].items())),
-            frozenset[str]().union(*(kept_outputs(plan, step) for step in group)),
             frozenset[str]().union(*(kept_residuals(plan, step) for step in group)),
         )
-        rows[row] = tuple(sorted((*rows.get(row, ()), *group)))
+        known = rows.get(row, _Shared())
+        outputs = known.keep_outputs.union(*(kept_outputs(plan, step) for step in group))
+        rows[row] = _Shared(tuple(sorted((*known.steps, *group))), outputs)
     return rows

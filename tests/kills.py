@@ -61,7 +61,7 @@ def disturb(
         cold = number % 2 == 1
         if cold and number % 4 == 1:
             shutil.rmtree(place, ignore_errors=True)
-        for entry in draw.sample(sorted(cache.glob("*.lowered")), 2) if cold else ():
+        for entry in sorted(cache.glob("*.lowered"))[-2:] if cold else ():
             entry.unlink()
         child = multiprocessing.get_context("fork").Process(
             target=_compile, args=(sched, sampler, place, cache)

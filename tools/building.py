@@ -1,10 +1,15 @@
 """`ditc compile`: a model and a plan in, a bundle out."""
 
 import argparse
+import json
+import math
 import sys
+from pathlib import Path
 
 from ditc.export import compile as compile_bundle
 from ditc.passes import Plan, schedule, schedule_cost
+from ditc.passes.merging import Latencies, Merging
+from ditc.runtime.errors import PlanError
 
 from .models import load_recording, parse_call
 from .progress import progress
@@ -25,8 +30,13 @@ def build(options: argparse.Namespace) -> None:
         program = recording.capture()
         advance()
     sched = schedule(
-        program, plan, max_buckets=options.max_buckets, ignore_model=options.ignore_model
+        program,
+        plan,
+        max_buckets=options.max_buckets,
+        latencies=None if options.latencies is None else _latencies(options.latencies),
+        ignore_model=options.ignore_model,
     )
+    built: list[str] = []
     with progress("compile", len(sched.buckets)) as advance:
         place = compile_bundle(
             sched,
@@ -35,11 +45,45 @@ def build(options: argparse.Namespace) -> None:
             precision=options.precision,
             sampler=recording.scheduler,
             progress=advance,
+            cache=options.cache,
+            jobs=options.jobs,
+            log=lambda line: built.append(line) if line.endswith(": built") else None,
         )
     cost = schedule_cost(sched)
+    curve = Merging(plan).curve()
     total = sum(file.stat().st_size for file in place.rglob("*") if file.is_file())
     sys.stdout.write(
         f"{place}: {len(sched.buckets)} buckets for {sched.steps} steps, {total / 1e6:.2f} MB, "
         f"{cost.attention_left:.1%} of attention and {cost.model_left:.1%} of the model's "
         f"multiply-adds left, {sched.peak_slot_bytes / 1e6:.2f} MB of slots\n"
+        f"{len(built)} of {len(sched.buckets)} graphs built, the others found in the cache\n"
     )
+    if len(sched.buckets) < curve.buckets:
+        sys.stdout.write(
+            f"{curve.buckets} graphs were merged to {len(sched.buckets)}, which keeps "
+            f"{curve.kept(len(sched.buckets)):.1%} of what the plan saves; "
+            "--max-buckets all merges none\n"
+        )
+
+
+def _latencies(path: Path) -> Latencies:
+    """Read measured latencies: `{site: {method or "residual": ms}}`.
+
+    Raises:
+        PlanError: if the file is anything else.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise PlanError(f"{path}: can't be read as latencies: {error}") from error
+    sound = isinstance(found, dict) and all(
+        isinstance(row, dict) and all(_is_latency(number) for number in row.values())
+        for row in found.values()
+    )
+    if not sound:
+        raise PlanError(f"{path}: expected {{site: {{method: ms}}}}, numbers of at least 0")
+    return {site: {method: float(ms) for method, ms in row.items()} for site, row in found.items()}
+
+
+def _is_latency(number: object) -> bool:
+    return isinstance(number, int | float) and math.isfinite(number) and number >= 0

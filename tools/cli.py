@@ -137,7 +137,21 @@ def _add_compile(commands: Commands) -> None:
     parser.add_argument("-o", "--out", type=Path, required=True, help="bundle folder to write")
     parser.add_argument("--target", default="onnx", help="what to lower to: onnx")
     parser.add_argument("--precision", default="fp32", help="fp32")
-    parser.add_argument("--max-buckets", type=_positive, help="merge steps to so many graphs")
+    parser.add_argument(
+        "--max-buckets",
+        type=_limit,
+        default="knee",
+        metavar="K",
+        help="merge steps to so many graphs; 'all' for none merged, 'knee' to stop where a further "
+        "graph brings less than an average one (knee)",
+    )
+    parser.add_argument(
+        "--latencies", type=Path, help="JSON of measured ms, site by method, to merge steps by"
+    )
+    parser.add_argument(
+        "--cache", type=Path, help="folder that keeps graphs for later builds (~/.cache/ditc)"
+    )
+    parser.add_argument("--jobs", type=_positive, help="graphs to build at once (as many as cores)")
     parser.add_argument("--samples", type=_positive, default=1, help="images at once (demo only)")
     parser.add_argument("--call", default="{}", help="the pipeline's arguments as a JSON object")
     parser.add_argument(
@@ -220,6 +234,12 @@ def _seed(text: str) -> int:
     if value < 0:
         raise argparse.ArgumentTypeError(f"{value} is below 0")
     return value
+
+
+def _limit(text: str) -> int | str | None:
+    if text in ("knee", "all"):
+        return None if text == "all" else text
+    return _positive(text)
 
 
 def _positive(text: str) -> int:

@@ -5,12 +5,16 @@ import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ditc.runtime.errors import DitcError
 from ditc.runtime.files import read_text
 from ditc.runtime.manifest import MANIFEST_FILE, WEIGHTS_FILE, Manifest
+
+if TYPE_CHECKING:
+    from ditc.passes.merging import Curve
 
 __all__ = ["LETTERS", "bytes_by_part", "inspect"]
 
@@ -77,6 +81,7 @@ def _bundle_lines(path: Path, manifest: Manifest) -> Iterator[str]:
 
 def _plan_text(path: Path, *, as_json: bool) -> str:
     from ditc.passes import Plan
+    from ditc.passes.merging import Merging
 
     plan = Plan.load(path)
     if as_json:
@@ -88,8 +93,19 @@ def _plan_text(path: Path, *, as_json: bool) -> str:
         f"steps      {plan.steps}, scheduler {plan.scheduler or 'not stated'}",
         "",
         *_grid(plan.cells),
+        "",
+        *_curve(Merging(plan).curve()),
     ]
     return "\n".join(lines) + "\n"
+
+
+def _curve(curve: "Curve") -> Iterator[str]:
+    """Yield what a limit on buckets would cost: as many lines as tell of the bend."""
+    yield f"buckets    {curve.buckets} without a limit; the knee of the curve is at {curve.knee}"
+    yield "limit      of the saving kept   attention's multiply-adds against no limit"
+    shown = {*(2**power for power in range(20)), curve.knee, curve.buckets}
+    for limit in sorted(limit for limit in shown if limit <= curve.buckets):
+        yield f"{limit:>5}      {curve.kept(limit):>20.1%}   {curve.slowdown(limit):.2f} x"
 
 
 def _grid(rows: Sequence[Mapping[str, str]]) -> Iterator[str]:
