@@ -12,6 +12,7 @@ from ditc.passes import Bucket, Plan, Program, Schedule, Slot
 from ditc.passes.fingerprint import program_digest
 from ditc.passes.graphs import flat_outputs
 from ditc.runtime.errors import LoweringError, PlanError
+from ditc.runtime.files import SOURCES_FILE
 from ditc.runtime.manifest import (
     CONDITIONING_FILE,
     MANIFEST_FILE,
@@ -32,6 +33,7 @@ from .cache import EngineCache, default_cache, key_of
 from .lowered import Lowered
 from .onnx import lower, save
 from .sampler import sampler_table
+from .variants import write_sources
 from .weights import merge, write_store
 
 __all__ = ["compile"]
@@ -97,6 +99,7 @@ def compile(  # noqa: A001 (the contract's name)
         )
         tensors = merge(lowered[bucket.name].tensors(bucket.program) for bucket in sched.buckets)
         placed = write_store(tensors, folder / WEIGHTS_FILE)
+        write_sources(folder / SOURCES_FILE, sched.program, lowered.values())
         for bucket in sched.buckets:
             save(lowered[bucket.name], folder / _file(bucket), WEIGHTS_FILE, placed)
         sched.plan.save(folder / PLAN_FILE)
@@ -110,7 +113,7 @@ def compile(  # noqa: A001 (the contract's name)
             steps=sched.steps,
             inputs=_inputs(sched.program),
             outputs=_outputs(sched.program),
-            slots=tuple(_slot(slot) for slot in sched.slots),
+            slots=tuple(_slot(slot, sched.storages[slot.name]) for slot in sched.slots),
             buckets=tuple(_bucket(bucket, lowered[bucket.name]) for bucket in sched.buckets),
             sampler=table,
             files=records(folder),
@@ -230,8 +233,8 @@ def _outputs(program: Program) -> tuple[OutputInfo, ...]:
     )
 
 
-def _slot(slot: Slot) -> SlotInfo:
-    return SlotInfo(slot.name, slot.site, slot.kind, slot.shape, _dtype(slot.dtype))
+def _slot(slot: Slot, storage: int) -> SlotInfo:
+    return SlotInfo(slot.name, slot.site, slot.kind, slot.shape, _dtype(slot.dtype), storage)
 
 
 def _bucket(bucket: Bucket, lowered: Lowered) -> BucketInfo:

@@ -33,9 +33,13 @@ def build(options: argparse.Namespace) -> None:
         program,
         plan,
         max_buckets=options.max_buckets,
+        max_slot_bytes=options.max_slot_bytes,
         latencies=None if options.latencies is None else _latencies(options.latencies),
         ignore_model=options.ignore_model,
     )
+    if sched.dropped:
+        names = ", ".join(slot.name for slot in sched.dropped)
+        sys.stdout.write(f"{len(sched.dropped)} slots given up, least valuable first: {names}\n")
     built: list[str] = []
     with progress("compile", len(sched.buckets)) as advance:
         place = compile_bundle(

@@ -16,6 +16,8 @@ from typing import NoReturn, TypeAlias
 
 from ditc.runtime.errors import DitcError
 
+from .arguments import limit, positive, seed
+
 __all__ = ["main"]
 
 
@@ -90,6 +92,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_verify(commands)
     _add_bench(commands)
     _add_report(commands)
+    _add_weights(commands)
     return parser
 
 
@@ -101,7 +104,7 @@ def _add_demo(commands: Commands) -> None:
         "demo", help="compile the shipped model, make images, compare with the uncompressed ones"
     )
     parser.add_argument("-o", "--out", type=Path, default=Path("out/demo"), help="folder to write")
-    parser.add_argument("--rounds", type=_positive, default=7, help="rounds of timing (7)")
+    parser.add_argument("--rounds", type=positive, default=7, help="rounds of timing (7)")
     parser.set_defaults(run=_demo)
 
 
@@ -109,13 +112,13 @@ def _add_search(commands: Commands) -> None:
     parser = commands.add_parser("search", help="find a plan for a model and a threshold")
     parser.add_argument("model", metavar="MODEL", help="as for compile")
     parser.add_argument("-o", "--out", type=Path, required=True, help="plan file to write")
-    parser.add_argument("--steps", type=_positive, default=20, help="denoising steps (20)")
+    parser.add_argument("--steps", type=positive, default=20, help="denoising steps (20)")
     parser.add_argument("--threshold", type=float, default=0.1, help="loss allowed, δ (0.1)")
     parser.add_argument(
-        "--calibration", type=_positive, default=4, help="samples (4; demo only, else --call)"
+        "--calibration", type=positive, default=4, help="samples (4; demo only, else --call)"
     )
     parser.add_argument("--guidance-scale", type=float, default=4.0, help="(4.0)")
-    parser.add_argument("--seed", type=_seed, default=0, help="of latents and noise (0)")
+    parser.add_argument("--seed", type=seed, default=0, help="of latents and noise (0)")
     parser.add_argument("--call", default="{}", help="the pipeline's arguments as a JSON object")
     parser.set_defaults(run=_search)
 
@@ -139,11 +142,17 @@ def _add_compile(commands: Commands) -> None:
     parser.add_argument("--precision", default="fp32", help="fp32")
     parser.add_argument(
         "--max-buckets",
-        type=_limit,
+        type=limit,
         default="knee",
         metavar="K",
         help="merge steps to so many graphs; 'all' for none merged, 'knee' to stop where a further "
         "graph brings less than an average one (knee)",
+    )
+    parser.add_argument(
+        "--max-slot-bytes",
+        type=positive,
+        metavar="BYTES",
+        help="share less until what is kept between steps fits",
     )
     parser.add_argument(
         "--latencies", type=Path, help="JSON of measured ms, site by method, to merge steps by"
@@ -151,8 +160,8 @@ def _add_compile(commands: Commands) -> None:
     parser.add_argument(
         "--cache", type=Path, help="folder that keeps graphs for later builds (~/.cache/ditc)"
     )
-    parser.add_argument("--jobs", type=_positive, help="graphs to build at once (as many as cores)")
-    parser.add_argument("--samples", type=_positive, default=1, help="images at once (demo only)")
+    parser.add_argument("--jobs", type=positive, help="graphs to build at once (as many as cores)")
+    parser.add_argument("--samples", type=positive, default=1, help="images at once (demo only)")
     parser.add_argument("--call", default="{}", help="the pipeline's arguments as a JSON object")
     parser.add_argument(
         "--ignore-model", action="store_true", help="use a plan that was made for another model"
@@ -164,7 +173,7 @@ def _add_run(commands: Commands) -> None:
     parser = commands.add_parser("run", help="generate with a bundle; needs no torch")
     parser.add_argument("bundle", type=Path)
     parser.add_argument("-o", "--out", type=Path, required=True, help=".png or .npy to write")
-    parser.add_argument("--seed", type=_seed, default=0, help="of latents and noise (0)")
+    parser.add_argument("--seed", type=seed, default=0, help="of latents and noise (0)")
     parser.add_argument("--guidance-scale", type=float, help="default: 4.0 where there is guidance")
     parser.add_argument(
         "--input",
@@ -201,7 +210,7 @@ def _add_verify(commands: Commands) -> None:
 def _add_bench(commands: Commands) -> None:
     parser = commands.add_parser("bench", help="time every bucket, and a whole generation")
     parser.add_argument("bundle", type=Path)
-    parser.add_argument("--rounds", type=_positive, default=9, help="rounds of timing (9)")
+    parser.add_argument("--rounds", type=positive, default=9, help="rounds of timing (9)")
     parser.add_argument("--json", action="store_true", help="for programs to read")
     _add_engine_options(parser)
     parser.set_defaults(run=_bench)
@@ -222,31 +231,21 @@ def _add_report(commands: Commands) -> None:
     parser.set_defaults(run=_report)
 
 
+def _add_weights(commands: Commands) -> None:
+    parser = commands.add_parser("weights", help="put another checkpoint's weights into a bundle")
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument(
+        "--from", dest="checkpoint", type=Path, required=True, help="safetensors file"
+    )
+    parser.add_argument("-o", "--out", type=Path, help="folder to write (the bundle's own)")
+    parser.set_defaults(run=_weights)
+
+
 def _add_engine_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--provider", action="append", help="ONNX Runtime provider, CPUExecutionProvider if none"
     )
-    parser.add_argument("--threads", type=_positive, help="threads within an operator")
-
-
-def _seed(text: str) -> int:
-    value = int(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"{value} is below 0")
-    return value
-
-
-def _limit(text: str) -> int | str | None:
-    if text in ("knee", "all"):
-        return None if text == "all" else text
-    return _positive(text)
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{value} is not at least 1")
-    return value
+    parser.add_argument("--threads", type=positive, help="threads within an operator")
 
 
 # Commands import what they need when they run: torch is there only where something is compiled.
@@ -316,3 +315,10 @@ def _report(options: argparse.Namespace) -> None:
     from .report import report
 
     report(options)
+
+
+def _weights(options: argparse.Namespace) -> None:
+    from ditc.export.variants import swap_weights
+
+    place = swap_weights(options.bundle, options.checkpoint, options.out or options.bundle)
+    sys.stdout.write(f"{place}: weights of {options.checkpoint}, graphs as they were\n")

@@ -1,13 +1,10 @@
 """`ditc inspect`: show what a bundle or a plan holds; a bundle needs no torch."""
 
-import math
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
-
-import numpy as np
 
 from ditc.runtime.errors import DitcError
 from ditc.runtime.files import read_text
@@ -56,6 +53,8 @@ def _bundle_lines(path: Path, manifest: Manifest) -> Iterator[str]:
     parts = bytes_by_part(manifest)
     yield f"bundle     {path}"
     yield f"model      {manifest.model.class_name}"
+    if manifest.weights_sha256 is not None:
+        yield f"weights    swapped for those of {manifest.weights_sha256}; the plan is of others"
     yield f"target     {manifest.target}, {manifest.precision}, CFG {manifest.cfg or 'none'}"
     yield f"sampler    {manifest.sampler.scheduler if manifest.sampler else 'none'}"
     yield "bytes      " + ", ".join(f"{name} {size / 1e6:.2f} MB" for name, size in parts.items())
@@ -63,8 +62,11 @@ def _bundle_lines(path: Path, manifest: Manifest) -> Iterator[str]:
         yield f"input      {entry.name} {entry.dtype} {list(entry.shape)} ({entry.role})"
     for output in manifest.outputs:
         yield f"output     {output.name} {output.dtype} {list(output.shape)}"
-    slots = sum(math.prod(slot.shape) * np.dtype(slot.dtype).itemsize for slot in manifest.slots)
-    yield f"slots      {len(manifest.slots)}, {slots / 1e6:.2f} MB"
+    storages = manifest.storage_bytes
+    yield (
+        f"slots      {len(manifest.slots)} in {len(storages)} storages, "
+        f"{sum(storages.values()) / 1e6:.2f} MB"
+    )
     yield ""
     full = max(bucket.multiply_adds for bucket in manifest.buckets)
     yield "bucket  multiply-adds  of most  reads  writes  steps"
