@@ -5,18 +5,16 @@ Exit codes: 0 done, 1 the input is at fault (one line on standard error), 2 usag
 
 import argparse
 import os
-import signal
 import sys
-import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import NoReturn, TypeAlias
+from typing import TypeAlias
 
 from ditc.runtime.errors import DitcError
 
 from .arguments import limit, positive, seed
+from .terminating import terminable
 
 __all__ = ["main"]
 
@@ -25,7 +23,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
     options = _parser().parse_args(arguments)
     try:
-        with _terminable():
+        with terminable():
             options.run(options)
         sys.stdout.flush()
     except DitcError as error:
@@ -43,23 +41,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"ditc: {_line(error)}\n")
         return 1
     return 0
-
-
-@contextmanager
-def _terminable() -> Iterator[None]:
-    """Let a request to end, as from a job scheduler, clean up like an error does."""
-
-    def stop(*_: object) -> NoReturn:
-        raise SystemExit(128 + signal.SIGTERM)
-
-    if threading.current_thread() is not threading.main_thread():
-        yield  # signals are the main thread's
-        return
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _line(error: Exception) -> str:
