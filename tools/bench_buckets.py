@@ -1,7 +1,7 @@
 """Bench the limit on buckets on a DiT-XL/2 plan: `python -m ditc.tools.bench_buckets [SEED]`.
 
-A plan of 50 steps whose cells are drawn with the mix of methods that leaves 49% of the attention's
-multiply-adds (D4 of DiTFastAttn on DiT-XL/2-512), once cell by cell, once with sites that keep a
+A plan of 50 steps whose cells are drawn with a mix of methods that leaves half of the attention's
+multiply-adds (49% at D4 of DiTFastAttn on DiT-XL/2-512), once cell by cell, once with sites that keep a
 method for a while as searched plans do. Nothing of the model but its shapes enters.
 """
 
@@ -30,7 +30,7 @@ MIX = {
     Method.WA_RS_ASC: 0.15,
     Method.AST: 0.32,
 }
-"""Shares of methods; with these windows 49% of the attention is left, as at D4."""
+"""Shares of methods; with these windows half of the attention is left, 49% at D4."""
 LIMIT = 8
 
 
