@@ -1,8 +1,13 @@
 """Write a bundle: beside its place first, then renamed into it, so that it's whole or not there."""
 
+import ctypes
+import errno
+import glob
 import hashlib
 import json
+import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -13,7 +18,18 @@ from safetensors import SafetensorError
 from ditc.runtime.errors import BundleError
 from ditc.runtime.manifest import FORMAT, MANIFEST_FILE, FileInfo
 
+try:
+    import fcntl
+except ImportError:  # no such locks on this system: what a killed build left stays
+    fcntl = None  # type: ignore[assignment]
+
 __all__ = ["records", "staged"]
+
+AT_CWD = -100
+"""`AT_FDCWD`, and the flag of renameat2(2) that exchanges."""
+EXCHANGE = 2
+MOVED = "moved"
+"""Where a bundle lies while another takes its place, on systems that can't exchange."""
 
 
 @contextmanager
@@ -29,10 +45,11 @@ def staged(place: Path) -> Iterator[Path]:
     place = place.resolve()
     _check_place(place)
     made = [parent for parent in place.parents if not parent.exists()]
-    folder = None
+    folder, lock = None, None
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix=f".{place.name}.", dir=place.parent))
+        _sweep(place)
+        folder, lock = _reserve(place)
         yield folder
         _open_to_readers(folder)
         _swap(folder, place)
@@ -41,6 +58,8 @@ def staged(place: Path) -> Iterator[Path]:
     finally:
         if folder is not None:
             shutil.rmtree(folder, ignore_errors=True)
+        if lock is not None:
+            os.close(lock)
         with suppress(OSError):  # those that hold the bundle aren't empty and stay
             for parent in made:
                 parent.rmdir()
@@ -93,17 +112,79 @@ def _listed(path: Path) -> set[str] | None:
     return {MANIFEST_FILE, *files} if isinstance(files, dict) else None
 
 
-def _swap(folder: Path, place: Path) -> None:
-    """Move the new bundle into place; the old one, if any, is moved away first."""
-    if not place.exists():
-        folder.replace(place)
+def _prefix(place: Path) -> str:
+    return f".{place.name}.ditc-"
+
+
+def _reserve(place: Path) -> tuple[Path, int | None]:
+    """Make a folder beside a place, locked as long as this process lives."""
+    while True:
+        folder = Path(tempfile.mkdtemp(prefix=_prefix(place), dir=place.parent))
+        if fcntl is None:
+            return folder, None
+        with suppress(FileNotFoundError):  # swept before it was locked
+            lock = os.open(folder, os.O_RDONLY)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if folder.exists() and os.path.samestat(os.fstat(lock), folder.stat()):
+                return folder, lock
+            os.close(lock)
+
+
+def _sweep(place: Path) -> None:
+    """Remove the folders that killed builds left beside a place: those that nobody has locked."""
+    if fcntl is None:
         return
-    old = Path(tempfile.mkdtemp(prefix=f".{place.name}.old.", dir=place.parent))
-    place.replace(old / "bundle")
+    for folder in place.parent.glob(f"{glob.escape(_prefix(place))}????????"):
+        with suppress(OSError):
+            lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                _restore(folder, place)
+                shutil.rmtree(folder, ignore_errors=True)
+            finally:
+                os.close(lock)
+
+
+def _restore(folder: Path, place: Path) -> None:
+    """Put back the bundle that a killed build had moved away, where nothing took its place."""
+    if (folder / MOVED).is_dir() and not place.exists():
+        (folder / MOVED).rename(place)
+
+
+def _swap(folder: Path, place: Path) -> None:
+    """Move the new bundle into place; the old one, if any, is in `folder` then, or gone.
+
+    Where the system can exchange two folders there is a whole bundle at every moment.
+    """
+    if not place.exists() or not any(place.iterdir()):
+        folder.replace(place)
+    elif not _exchange(folder, place):
+        _replace(folder, place)
+
+
+def _replace(folder: Path, place: Path) -> None:
+    old = Path(tempfile.mkdtemp(prefix=_prefix(place), dir=place.parent))
+    place.replace(old / MOVED)
     try:
         folder.replace(place)
     except OSError:
-        (old / "bundle").replace(place)
+        (old / MOVED).replace(place)
         raise
     finally:
         shutil.rmtree(old, ignore_errors=True)
+
+
+def _exchange(first: Path, second: Path) -> bool:
+    """Exchange two folders in one step; return whether this system can."""
+    if sys.platform != "linux":
+        return False
+    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if rename is None:
+        return False
+    failed = rename(AT_CWD, os.fsencode(first), AT_CWD, os.fsencode(second), EXCHANGE)
+    if not failed:
+        return True
+    number = ctypes.get_errno()
+    if number in (errno.ENOSYS, errno.EINVAL):
+        return False
+    raise OSError(number, os.strerror(number), str(second))

@@ -1,15 +1,18 @@
 """Compile a schedule into a bundle."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
 
-from ditc.passes import Bucket, Plan, Program, Schedule, Slot, multiply_adds
+from ditc.passes import Bucket, Plan, Program, Schedule, Slot
+from ditc.passes.fingerprint import program_digest
 from ditc.passes.graphs import flat_outputs
 from ditc.runtime.errors import LoweringError, PlanError
+from ditc.runtime.files import SOURCES_FILE
 from ditc.runtime.manifest import (
     CONDITIONING_FILE,
     MANIFEST_FILE,
@@ -25,9 +28,13 @@ from ditc.runtime.manifest import (
 from ditc.runtime.sampler import SamplerTable
 from ditc.runtime.targets import PRECISIONS, TARGETS
 
+from .building import Job, build, usable_cores
 from .bundle import records, staged
-from .onnx import Lowered, lower, save
+from .cache import EngineCache, default_cache, key_of
+from .lowered import Lowered
+from .onnx import lower, save
 from .sampler import sampler_table
+from .variants import write_sources
 from .weights import merge, write_store
 
 __all__ = ["compile"]
@@ -41,6 +48,9 @@ def compile(  # noqa: A001 (the contract's name)
     sampler: object = None,
     *,
     progress: Callable[[], object] | None = None,
+    cache: str | Path | None = None,
+    jobs: int | None = None,
+    log: Callable[[str], object] | None = None,
 ) -> Path:
     """Lower every bucket of a schedule and write the bundle.
 
@@ -53,6 +63,10 @@ def compile(  # noqa: A001 (the contract's name)
         sampler: a diffusers scheduler whose coefficients go into the bundle, so that it can
             generate; None for a bundle that is only stepped.
         progress: called after each bucket.
+        cache: folder that keeps graphs, so that only what changed is built again, and a build
+            that was killed goes on where it was; `~/.cache/ditc` if None.
+        jobs: graphs to build at once, each in a process; as many as there are cores if None.
+        log: told, a line each, which buckets were built and which were found in the cache.
 
     Returns:
         The bundle's folder.
@@ -65,6 +79,8 @@ def compile(  # noqa: A001 (the contract's name)
         BundleError: if the bundle can't be written there. Nothing half-written is left.
     """
     _check_schedule(sched)
+    if jobs is not None and jobs < 1:
+        raise LoweringError(f"jobs is {jobs}, expected at least 1")
     _check_choice("target", target, TARGETS)
     _check_choice("precision", precision, PRECISIONS)
     _check_dtypes(sched.program, precision)
@@ -74,10 +90,15 @@ def compile(  # noqa: A001 (the contract's name)
         _check_timestep(sched.program, table)
     place = Path(out_dir)
     with staged(place) as folder:
-        lowered = _lowered(sched, progress or (lambda: None))
-        placed = write_store(
-            merge(part.weights for part in lowered.values()), folder / WEIGHTS_FILE
+        lowered = _lowered(
+            sched,
+            EngineCache(default_cache() if cache is None else Path(cache)),
+            jobs or usable_cores(),
+            _teller(progress, log),
         )
+        tensors = merge(lowered[bucket.name].tensors(bucket.program) for bucket in sched.buckets)
+        placed = write_store(tensors, folder / WEIGHTS_FILE)
+        write_sources(folder / SOURCES_FILE, sched.program, lowered.values())
         for bucket in sched.buckets:
             save(lowered[bucket.name], folder / _file(bucket), WEIGHTS_FILE, placed)
         sched.plan.save(folder / PLAN_FILE)
@@ -91,7 +112,7 @@ def compile(  # noqa: A001 (the contract's name)
             steps=sched.steps,
             inputs=_inputs(sched.program),
             outputs=_outputs(sched.program),
-            slots=tuple(_slot(slot) for slot in sched.slots),
+            slots=tuple(_slot(slot, sched.storages[slot.name]) for slot in sched.slots),
             buckets=tuple(_bucket(bucket, lowered[bucket.name]) for bucket in sched.buckets),
             sampler=table,
             files=records(folder),
@@ -157,12 +178,39 @@ def _check_dtypes(program: Program, precision: str) -> None:
             )
 
 
-def _lowered(sched: Schedule, done: Callable[[], object]) -> dict[str, Lowered]:
-    lowered: dict[str, Lowered] = {}
-    for bucket in sched.buckets:
-        lowered[bucket.name] = lower(bucket)
-        done()
-    return lowered
+def _lowered(
+    sched: Schedule, cache: EngineCache, workers: int, done: Callable[[str, bool], object]
+) -> dict[str, Lowered]:
+    program = program_digest(sched.program)
+    jobs = [
+        Job(bucket.name, _key(bucket, program), partial(lower, bucket)) for bucket in sched.buckets
+    ]
+    return build(jobs, cache, workers, done)
+
+
+def _key(bucket: Bucket, program: str) -> str:
+    """Return the cache key of a bucket's graph: all that it is made from."""
+    return key_of(
+        "onnx",
+        "fp32",
+        program,
+        sorted(bucket.methods.items()),
+        sorted(bucket.plan.windows.items()),
+        sorted(bucket.keep_outputs),
+        sorted(bucket.keep_residuals),
+    )
+
+
+def _teller(
+    progress: Callable[[], object] | None, log: Callable[[str], object] | None
+) -> Callable[[str, bool], object]:
+    def done(name: str, built: bool) -> None:
+        if log is not None:
+            log(f"{name}: {'built' if built else 'found in the cache'}")
+        if progress is not None:
+            progress()
+
+    return done
 
 
 def _file(bucket: Bucket) -> str:
@@ -192,8 +240,8 @@ def _outputs(program: Program) -> tuple[OutputInfo, ...]:
     )
 
 
-def _slot(slot: Slot) -> SlotInfo:
-    return SlotInfo(slot.name, slot.site, slot.kind, slot.shape, _dtype(slot.dtype))
+def _slot(slot: Slot, storage: int) -> SlotInfo:
+    return SlotInfo(slot.name, slot.site, slot.kind, slot.shape, _dtype(slot.dtype), storage)
 
 
 def _bucket(bucket: Bucket, lowered: Lowered) -> BucketInfo:
@@ -202,11 +250,11 @@ def _bucket(bucket: Bucket, lowered: Lowered) -> BucketInfo:
         graph=_file(bucket),
         steps=bucket.steps,
         inputs=tuple(entry.name for entry in bucket.program.inputs),
-        reads=tuple(slot.name for slot in bucket.reads),
-        writes=tuple(slot.name for slot in bucket.writes),
+        reads=lowered.inputs[len(bucket.program.inputs) :],
+        writes=lowered.outputs[len(bucket.program.outputs) :],
         methods={name: str(method) for name, method in bucket.methods.items()},
-        multiply_adds=multiply_adds(bucket.graph_module.graph),
-        weights=tuple(sorted(lowered.weights)),
+        multiply_adds=lowered.multiply_adds,
+        weights=lowered.names,
     )
 
 

@@ -2,9 +2,9 @@
 
 import logging
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 
 import onnx
@@ -13,22 +13,27 @@ import torch
 from torch import fx
 
 from ditc.passes.base import run
+from ditc.passes.counting import multiply_adds
 from ditc.passes.graphs import copy_module, weight
+from ditc.passes.program import Program
 from ditc.passes.remove_dead_code import RemoveDeadCode
 from ditc.passes.scheduling import Bucket
-from ditc.runtime.errors import LoweringError
+from ditc.runtime.errors import LoweringError, PassError
 
 from .drop_squeezes import DropSqueezes
 from .expand_masks import ExpandMasks
 from .fold_constants import FoldConstants
 from .lower_windows import LowerWindows
+from .lowered import Lowered, Source
 from .transpose_weights import TransposeWeights
 from .weights import constant_name
 
-__all__ = ["OPSET", "Lowered", "lower", "save"]
+__all__ = ["OPSET", "lower", "lower_graph", "save"]
 
 OPSET = 23
 """First opset with `Attention`, which engines have dedicated kernels for."""
+NOWHERE = "store"
+"""Where weights lie until they have a place in a bundle."""
 INLINE_BYTES = 1024
 """Constants up to this size stay in the graph's file."""
 PIPELINE = (
@@ -41,39 +46,62 @@ PIPELINE = (
 )
 
 
-@dataclass(frozen=True, eq=False)
-class Lowered:
-    """A bucket as an ONNX model whose larger initializers await their place in the store.
-
-    Attributes:
-        model: the model; inputs and outputs are named as the program's, then as slots.
-        weights: tensors it refers to, by name, in the layout the graph wants.
-    """
-
-    model: onnx_ir.Model
-    weights: Mapping[str, torch.Tensor]
-
-
 def lower(bucket: Bucket) -> Lowered:
     """Lower a bucket's graph.
 
     Raises:
         LoweringError: naming the bucket, if an operator has no ONNX counterpart.
     """
-    module = copy_module(bucket.graph_module)
+    program = bucket.program
+    inputs = [entry.name for entry in program.inputs] + [slot.name for slot in bucket.reads]
+    outputs = [*program.outputs, *(slot.name for slot in bucket.writes)]
+    return lower_graph(bucket.graph_module, inputs, outputs, program, f"bucket {bucket.name}")
+
+
+def lower_graph(
+    graph_module: fx.GraphModule,
+    inputs: Sequence[str],
+    outputs: Sequence[str],
+    program: Program,
+    where: str,
+) -> Lowered:
+    """Lower a graph of a program.
+
+    The values of weights don't enter: equal graphs give equal bytes, whatever the weights hold.
+
+    Args:
+        graph_module: the graph; it is copied.
+        inputs: names for its inputs, in order.
+        outputs: names for its outputs, in order.
+        program: whose weights it uses.
+        where: what to call it in messages.
+
+    Raises:
+        LoweringError: if an operator has no ONNX counterpart.
+    """
+    module = copy_module(graph_module)
     run(PIPELINE, module)
-    model = _translate(bucket, module)
-    weights = _weights(module, model)
-    renamed = _name(bucket, model)
+    weights = _lift(module, program)
+    model = _translate(where, module)
+    constants = _constants(model)
+    used = _refer(model, weights, inputs, outputs)
+    _rename(model, inputs, outputs)
     _strip(model)
-    return Lowered(model, {renamed.get(name, name): value for name, value in weights.items()})
+    return Lowered(
+        graph=onnx_ir.to_proto(model).SerializeToString(deterministic=True),
+        inputs=tuple(inputs),
+        outputs=tuple(outputs),
+        weights=used,
+        constants=constants,
+        multiply_adds=multiply_adds(graph_module.graph),
+    )
 
 
 def save(lowered: Lowered, path: Path, store: str, placed: Mapping[str, tuple[int, int]]) -> None:
-    """Write a model that refers into the store, which lies in the same folder.
+    """Write a graph that refers into the store, which lies in the same folder.
 
     Args:
-        lowered: the model.
+        lowered: the graph.
         path: file to write.
         store: file name of the weight store.
         placed: offset and length of each weight in the store, in bytes.
@@ -81,31 +109,61 @@ def save(lowered: Lowered, path: Path, store: str, placed: Mapping[str, tuple[in
     Raises:
         LoweringError: if ONNX's own checker refuses the model.
     """
-    for name, value in lowered.model.graph.initializers.items():
-        if name not in lowered.weights:
+    model = onnx.ModelProto.FromString(lowered.graph)
+    for tensor in model.graph.initializer:
+        if tensor.data_location != onnx.TensorProto.EXTERNAL:
             continue
-        tensor = value.const_value
-        assert tensor is not None
-        offset, length = placed[name]
-        value.const_value = onnx_ir.ExternalTensor(
-            store,
-            offset,
-            length,
-            tensor.dtype,
-            shape=onnx_ir.Shape(lowered.weights[name].shape),
-            name=name,
-            base_dir=path.parent,
-        )
-    onnx_ir.save(lowered.model, path)
+        offset, length = placed[tensor.name]
+        del tensor.external_data[:]
+        for key, value in (("location", store), ("offset", offset), ("length", length)):
+            tensor.external_data.add(key=key, value=str(value))
+    path.write_bytes(model.SerializeToString(deterministic=True))
     try:
         onnx.checker.check_model(str(path), full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise LoweringError(f"{path.name}: refused by onnx.checker: {error}") from error
 
 
-def _translate(bucket: Bucket, module: fx.GraphModule) -> onnx_ir.Model:
+def _lift(module: fx.GraphModule, program: Program) -> dict[str, Source]:
+    """Turn weights into inputs, behind all others, and return where each comes from, in order.
+
+    So no value of a weight can be folded into the graph. Constants named after their content
+    stay.
+    """
+    graph = module.graph
+    lifted: dict[str, fx.Node] = {}
+    sources: dict[str, Source] = {}
+    for node in list(graph.find_nodes(op="get_attr")):
+        target = str(node.target)
+        source = _source(target, program)
+        if source is None:
+            continue
+        if target not in lifted:
+            last = graph.find_nodes(op="placeholder")[-1]
+            with graph.inserting_after(last):
+                lifted[target] = graph.placeholder(f"lifted_{len(lifted)}")
+            lifted[target].meta["val"] = weight(module, target).detach()
+            sources[target] = source
+        node.replace_all_uses_with(lifted[target])
+        graph.erase_node(node)
+    module.recompile()
+    return sources
+
+
+def _source(target: str, program: Program) -> Source | None:
+    """Return where a tensor of a lowered module comes from, None for a constant made here."""
+    for known, transposed in ((target, False), (target.removesuffix("_transposed"), True)):
+        try:
+            weight(program.graph_module, known)
+        except PassError:
+            continue
+        return Source(known, transposed)
+    return None
+
+
+def _translate(where: str, module: fx.GraphModule) -> onnx_ir.Model:
     example = tuple(
-        torch.zeros(node.meta["val"].shape, dtype=node.meta["val"].dtype)
+        torch.empty(node.meta["val"].shape, dtype=node.meta["val"].dtype)
         for node in module.graph.find_nodes(op="placeholder")
     )
     try:
@@ -115,9 +173,7 @@ def _translate(bucket: Bucket, module: fx.GraphModule) -> onnx_ir.Model:
                 exported, dynamo=True, opset_version=OPSET, optimize=True, verbose=False
             )
     except Exception as error:  # the exporter raises whatever a translation ran into
-        raise LoweringError(
-            f"bucket {bucket.name}: can't be expressed in ONNX: {_reason(error)}"
-        ) from error
+        raise LoweringError(f"{where}: can't be expressed in ONNX: {_reason(error)}") from error
     assert program is not None
     model: onnx_ir.Model = program.model
     return model
@@ -145,30 +201,59 @@ def _quiet() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _name(bucket: Bucket, model: onnx_ir.Model) -> dict[str, str]:
-    """Name inputs and outputs: the program's own, then slots. Return weights' names that change."""
-    program = bucket.program
-    inputs = [entry.name for entry in program.inputs] + [slot.name for slot in bucket.reads]
-    outputs = [*program.outputs, *(slot.name for slot in bucket.writes)]
-    renamed = _free(model, {*inputs, *outputs})
+def _constants(model: onnx_ir.Model) -> dict[str, torch.Tensor]:
+    """Name constants after their content, and take the larger ones out of the graph."""
+    constants: dict[str, torch.Tensor] = {}
+    for value in list(model.graph.initializers.values()):
+        tensor = value.const_value
+        assert tensor is not None
+        name = _name_by_content(model, value, tensor)
+        if tensor.nbytes > INLINE_BYTES and name not in constants:
+            constants[name] = torch.from_numpy(tensor.numpy().copy())
+            model.graph.initializers[name].const_value = _elsewhere(name, tensor)
+    return constants
+
+
+def _refer(
+    model: onnx_ir.Model,
+    weights: Mapping[str, Source],
+    inputs: Sequence[str],
+    outputs: Sequence[str],
+) -> dict[str, Source]:
+    """Turn the inputs behind those stated into references to weights; return those in use."""
+    graph = model.graph
+    lifted = list(graph.inputs)[len(inputs) :]
+    del graph.inputs[len(inputs) :]
+    used: dict[str, Source] = {}
+    for value, (target, source) in zip(lifted, weights.items(), strict=True):
+        if not value.uses():
+            continue
+        value.name = f"{target}_weight" if target in (*inputs, *outputs) else target
+        value.const_value = _elsewhere(value.name, value)
+        graph.register_initializer(value)
+        used[value.name] = source
+    return used
+
+
+def _elsewhere(name: str, like: onnx_ir.TensorProtocol | onnx_ir.Value) -> onnx_ir.ExternalTensor:
+    assert isinstance(like.shape, onnx_ir.Shape)
+    assert like.dtype is not None
+    return onnx_ir.ExternalTensor(NOWHERE, None, None, like.dtype, shape=like.shape, name=name)
+
+
+def _rename(model: onnx_ir.Model, inputs: Sequence[str], outputs: Sequence[str]) -> None:
+    """Name inputs and outputs as stated, all between by their order: equal graphs, equal bytes."""
+    taken = {*inputs, *outputs, *model.graph.initializers}
+    fresh = (name for number in count() if (name := f"v{number}") not in taken)
+    for number, node in enumerate(model.graph.all_nodes()):
+        node.name = f"n{number}"
+        for value in node.outputs:
+            value.name = next(fresh)
     for value, name in zip(model.graph.inputs, inputs, strict=True):
         value.name = name
     for value, name in zip(model.graph.outputs, outputs, strict=True):
         value.name = name
     model.graph.name = "denoiser"
-    return renamed
-
-
-def _free(model: onnx_ir.Model, names: set[str]) -> dict[str, str]:
-    """Rename inner values that have a name which an input or output is to get."""
-    renamed = {name: f"{name}_weight" for name in model.graph.initializers if name in names}
-    for name, new in renamed.items():
-        model.graph.initializers[name].name = new
-    for node in model.graph.all_nodes():
-        for value in node.outputs:
-            if value.name in names:
-                value.name = f"{value.name}_inner"
-    return renamed
 
 
 def _strip(model: onnx_ir.Model) -> None:
@@ -186,26 +271,6 @@ def _strip(model: onnx_ir.Model) -> None:
             value.metadata_props.clear()
     for value in (*model.graph.inputs, *model.graph.initializers.values()):
         value.metadata_props.clear()
-
-
-def _weights(module: fx.GraphModule, model: onnx_ir.Model) -> dict[str, torch.Tensor]:
-    """Return the model's larger initializers: the module's own tensors, and folded constants.
-
-    Folded constants get names made from their content, so that they are the same in all buckets.
-    """
-    targets = {str(node.target) for node in module.graph.find_nodes(op="get_attr")}
-    weights: dict[str, torch.Tensor] = {}
-    for name, value in list(model.graph.initializers.items()):
-        tensor = value.const_value
-        assert tensor is not None
-        if tensor.nbytes <= INLINE_BYTES:
-            continue
-        if name in targets:
-            weights[name] = weight(module, name).detach()
-            continue
-        named = _name_by_content(model, value, tensor)
-        weights[named] = torch.from_numpy(tensor.numpy().copy())
-    return weights
 
 
 def _name_by_content(

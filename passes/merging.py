@@ -1,18 +1,34 @@
 """Merge steps until few enough graphs remain, at the least added cost."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import combinations
+from itertools import product
+
+import numpy as np
+import numpy.typing as npt
 
 from ditc.runtime.errors import PlanError
 
-from .counting import site_cost
+from .clustering import Labels, hierarchy, refined, smallest
 from .liveness import kept_residuals
 from .method import Method
 from .plan import Plan
-from .program import Program
 
-__all__ = ["limit_buckets", "milder"]
+__all__ = ["Curve", "Latencies", "Merging", "limit_buckets", "milder", "site_costs"]
+
+LEAVES_OUT = {
+    Method.FULL: 0b000,
+    Method.ASC: 0b001,
+    Method.WA_RS: 0b010,
+    Method.WA_RS_ASC: 0b011,
+    Method.AST: 0b111,
+}
+"""What a method leaves out: one half, keys beyond the window, everything. Milder is bitwise and."""
+METHOD_OF = {bits: method for method, bits in LEAVES_OUT.items()}
+EXACT_STEPS = 7
+"""Up to so many distinct steps every way to group them is looked at."""
+Latencies = Mapping[str, Mapping[str, float]]
+"""Measured milliseconds of a site by method; `residual` is what keeping one adds."""
 
 
 def milder(first: Method, second: Method) -> Method:
@@ -20,92 +36,173 @@ def milder(first: Method, second: Method) -> Method:
 
     `wa-rs+asc` is both `wa-rs` and `asc`; those two have only `full` in common.
     """
-    if first is second:
-        return first
-    if Method.AST in (first, second):
-        return second if first is Method.AST else first
-    windowed = first.windowed and second.windowed
-    shares = first.shares_cfg and second.shares_cfg
-    if windowed:
-        return Method.WA_RS_ASC if shares else Method.WA_RS
-    return Method.ASC if shares else Method.FULL
+    return METHOD_OF[LEAVES_OUT[first] & LEAVES_OUT[second]]
 
 
 @dataclass(frozen=True)
-class _Group:
-    """Steps that are to run one graph: their methods, and the residuals they keep."""
+class Curve:
+    """What a limit on buckets costs.
 
-    steps: tuple[int, ...]
-    methods: Mapping[str, Method]
-    residuals: frozenset[str]
-    cost: int
+    Attributes:
+        costs: predicted cost of the sites in a generation at 1, 2, … buckets; never rising.
+        full: the same, uncompressed.
+    """
 
+    costs: tuple[float, ...]
+    full: float
 
-class _Costs:
-    """Multiply-adds of every site, each (method, keeps its residual) counted once."""
+    @property
+    def buckets(self) -> int:
+        """How many buckets the plan has without a limit."""
+        return len(self.costs)
 
-    def __init__(self, program: Program, plan: Plan) -> None:
-        self._of = {
-            (site.name, method, keeps): site_cost(program, site).of(
-                method, plan.windows[site.name], keeps_residual=keeps
-            )
-            for site in program.sites
-            if site.name in plan.windows
-            for method in Method
-            for keeps in (False, True)
-        }
+    def kept(self, limit: int) -> float:
+        """Return the share of the unlimited schedule's saving that a limit keeps."""
+        saving = self.full - self.costs[-1]
+        return (self.full - self.costs[min(limit, self.buckets) - 1]) / saving if saving else 1.0
 
-    def groups(self, plan: Plan, groups: tuple[tuple[int, ...], ...]) -> tuple[_Group, ...]:
-        """Return groups of steps as they stand in a plan."""
-        return tuple(
-            self.group(
-                steps,
-                plan.cells[steps[0]],
-                frozenset[str]().union(*(kept_residuals(plan, step) for step in steps)),
-            )
-            for steps in groups
-        )
+    def slowdown(self, limit: int) -> float:
+        """Return the sites' predicted cost under a limit, as a multiple of that without."""
+        best = self.costs[-1]
+        return self.costs[min(limit, self.buckets) - 1] / best if best else 1.0
 
-    def cheapest(self, groups: tuple[_Group, ...]) -> tuple[_Group, _Group]:
-        """Return the pair of groups whose joining adds the least."""
-        return min(combinations(groups, 2), key=lambda pair: self.added(pair[0], pair[1]))
+    @property
+    def knee(self) -> int:
+        """The limit beyond which a further bucket brings less than an average one.
 
-    def group(
-        self, steps: tuple[int, ...], methods: Mapping[str, Method], residuals: frozenset[str]
-    ) -> _Group:
-        """Return a group with what one of its steps costs."""
-        cost = sum(
-            self._of.get((name, method, name in residuals), 0) for name, method in methods.items()
-        )
-        return _Group(steps, methods, residuals, cost)
-
-    def join(self, first: _Group, second: _Group) -> _Group:
-        """Return the group of both groups' steps: the milder methods, all residuals."""
-        methods = {
-            site: milder(method, second.methods[site]) for site, method in first.methods.items()
-        }
-        kept = first.residuals | second.residuals
-        residuals = frozenset(site for site in kept if methods[site].runs_full_attention)
-        return self.group(tuple(sorted(first.steps + second.steps)), methods, residuals)
-
-    def added(self, first: _Group, second: _Group) -> int:
-        """Return the multiply-adds that joining two groups adds to a generation."""
-        joined = self.join(first, second).cost
-        return sum(len(group.steps) * (joined - group.cost) for group in (first, second))
+        The point farthest above the chord of the curve of savings (Satopää et al., Finding a
+        "Kneedle" in a Haystack, 2011); all buckets where none is above it.
+        """
+        if self.buckets < 3:
+            return self.buckets
+        first = self.kept(1)
+        heights = [
+            self.kept(limit) - first - (1 - first) * (limit - 1) / (self.buckets - 1)
+            for limit in range(1, self.buckets + 1)
+        ]
+        best = int(np.argmax(heights))
+        return best + 1 if heights[best] > 0 else self.buckets
 
 
-def limit_buckets(
-    program: Program, plan: Plan, limit: int, equal: tuple[tuple[int, ...], ...]
-) -> tuple[Plan, tuple[tuple[int, ...], ...]]:
-    """Merge the plan's steps into at most `limit` groups of equal methods.
+class Merging:
+    """The ways to group a plan's steps, and what each costs.
 
-    The pair of groups whose merging adds the fewest multiply-adds is merged first.
+    Steps that run one graph use at every site the milder of their methods, and write all slots
+    that one of them has to. What that costs follows from the merged plan: a residual is kept
+    where one of the group's steps is read later.
 
     Args:
-        program: the captured model.
-        plan: methods per step and site.
-        limit: how many groups there may be.
-        equal: the plan's steps, grouped by equal methods and writes.
+        plan: methods per step and site, and what the sites cost.
+        latencies: measured milliseconds in place of multiply-adds.
+
+    Raises:
+        PlanError: if latencies lack a site or a method.
+    """
+
+    def __init__(self, plan: Plan, latencies: Latencies | None = None) -> None:
+        self._plan = plan
+        self._bits = np.array(
+            [
+                [LEAVES_OUT[plan.method(step, site)] for site in plan.sites]
+                for step in range(plan.steps)
+            ],
+            dtype=np.uint8,
+        ).reshape(plan.steps, len(plan.sites))
+        self._table = site_costs(plan, latencies)
+        self._units = _units(plan)
+
+    @property
+    def units(self) -> int:
+        """How many steps differ: as many buckets there are without a limit."""
+        return len(self._units)
+
+    def cost(self, labels: npt.NDArray[np.integer]) -> npt.NDArray[np.float64]:
+        """Return what groupings cost in a generation.
+
+        Args:
+            labels: `[groupings, units]`, the group of each distinct step.
+
+        Returns:
+            `[groupings]`, in multiply-adds or milliseconds of all sites.
+        """
+        by_step = labels[:, self._unit_of_step()]
+        together = by_step[:, :, None] == by_step[:, None, :]
+        merged = _meet(self._bits, together)
+        keeps = _any(_kept(merged), together)
+        site = np.arange(merged.shape[2])
+        found: npt.NDArray[np.float64] = self._table[site, merged, keeps.astype(np.int64)].sum(
+            (1, 2)
+        )
+        return found
+
+    def full(self) -> float:
+        """Return the cost of all steps uncompressed."""
+        return float(self._table[:, 0, 0].sum() * self._plan.steps)
+
+    def group(self, limit: int) -> Labels:
+        """Return the group of each distinct step, of at most `limit` groups, at the least cost.
+
+        The very least up to seven distinct steps, else what merging the cheapest pair again and
+        again and then moving and swapping steps as long as it helps comes to.
+        """
+        if limit >= self.units:
+            return np.arange(self.units)
+        if self.units <= EXACT_STEPS:
+            return smallest(self.cost, self.units, limit)
+        return refined(self.cost, self._hierarchy()[limit], limit)
+
+    def curve(self) -> Curve:
+        """Return what every limit costs; above seven distinct steps by merging pairs alone."""
+        exact = self.units <= EXACT_STEPS
+        tree = {} if exact else self._hierarchy()
+        costs = [
+            float(self.cost((self.group(limit) if exact else tree[limit])[None])[0])
+            for limit in range(1, self.units + 1)
+        ]
+        return Curve(tuple(np.minimum.accumulate(costs).tolist()), self.full())
+
+    def steps_of(self, labels: Labels) -> tuple[tuple[int, ...], ...]:
+        """Return the steps of each group, ascending."""
+        groups = [
+            tuple(
+                sorted(
+                    step for unit in np.flatnonzero(labels == label) for step in self._units[unit]
+                )
+            )
+            for label in np.unique(labels)
+        ]
+        return tuple(sorted(groups))
+
+    def merged(self, groups: Sequence[tuple[int, ...]]) -> Plan:
+        """Return the plan in which the steps of a group use the same methods."""
+        cells = list(self._plan.cells)
+        for group in groups:
+            bits = np.bitwise_and.reduce(self._bits[list(group)], axis=0)
+            methods = [METHOD_OF[int(found)] for found in bits]
+            for step in group:
+                cells[step] = dict(zip(self._plan.sites, methods, strict=True))
+        return replace(self._plan, cells=tuple(cells))
+
+    def _hierarchy(self) -> dict[int, Labels]:
+        weights = np.array([len(steps) for steps in self._units])
+        bits = np.array([self._bits[steps[0]] for steps in self._units])
+        keeps = np.array(
+            [
+                [site in kept_residuals(self._plan, steps[0]) for site in self._plan.sites]
+                for steps in self._units
+            ]
+        )
+        return hierarchy(self._table, weights, bits, keeps.reshape(bits.shape))
+
+    def _unit_of_step(self) -> npt.NDArray[np.int64]:
+        found = np.zeros(self._plan.steps, dtype=np.int64)
+        for unit, steps in enumerate(self._units):
+            found[list(steps)] = unit
+        return found
+
+
+def limit_buckets(merging: Merging, limit: int) -> tuple[Plan, tuple[tuple[int, ...], ...]]:
+    """Merge a plan's steps into at most `limit` groups.
 
     Returns:
         The merged plan, and its groups of steps.
@@ -115,19 +212,65 @@ def limit_buckets(
     """
     if limit < 1:
         raise PlanError(f"max_buckets is {limit}, expected at least 1")
-    costs = _Costs(program, plan)
-    groups = equal
-    while len(groups) > limit:
-        first, second = costs.cheapest(costs.groups(plan, groups))
-        joined = costs.join(first, second)
-        plan = _with_methods(plan, joined)
-        others = (steps for steps in groups if steps not in (first.steps, second.steps))
-        groups = (*others, joined.steps)
-    return plan, tuple(sorted(groups))
+    groups = merging.steps_of(merging.group(limit))
+    return merging.merged(groups), groups
 
 
-def _with_methods(plan: Plan, group: _Group) -> Plan:
-    cells = list(plan.cells)
-    for step in group.steps:
-        cells[step] = group.methods
-    return replace(plan, cells=tuple(cells))
+def _units(plan: Plan) -> tuple[tuple[int, ...], ...]:
+    """Return the plan's steps, grouped by equal methods and residuals kept."""
+    found: dict[object, list[int]] = {}
+    for step in range(plan.steps):
+        methods = tuple(plan.method(step, site) for site in plan.sites)
+        found.setdefault((methods, kept_residuals(plan, step)), []).append(step)
+    return tuple(tuple(steps) for steps in found.values())
+
+
+def _meet(bits: npt.NDArray[np.uint8], together: npt.NDArray[np.bool_]) -> npt.NDArray[np.uint8]:
+    """Return `[groupings, steps, sites]`: what all steps of each step's group leave out."""
+    planes = [(bits >> plane) & 1 == 0 for plane in range(3)]
+    merged = np.zeros((len(together), *bits.shape), np.uint8)
+    for plane, done in enumerate(planes):  # what one step of a group does, none leaves out
+        merged |= (~_any(np.broadcast_to(done, merged.shape), together)).astype(np.uint8) << plane
+    return merged
+
+
+def _any(flags: npt.NDArray[np.bool_], together: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+    """Return `[groupings, steps, sites]`: whether a flag is set at a step of the same group."""
+    counts = together.astype(np.float32) @ flags.astype(np.float32)
+    found: npt.NDArray[np.bool_] = counts > 0
+    return found
+
+
+def _kept(merged: npt.NDArray[np.uint8]) -> npt.NDArray[np.bool_]:
+    """Return `[groupings, steps, sites]`: whether a later window reads the step's residual."""
+    runs_full, windowed = merged <= 1, (merged == 2) | (merged == 3)
+    kept = np.zeros(merged.shape, bool)
+    read = np.zeros((merged.shape[0], merged.shape[2]), bool)
+    for step in reversed(range(merged.shape[1])):
+        kept[:, step] = runs_full[:, step] & read
+        read = (read | windowed[:, step]) & ~runs_full[:, step]
+    return kept
+
+
+def site_costs(plan: Plan, latencies: Latencies | None = None) -> npt.NDArray[np.float64]:
+    """Return `[sites, what is left out, residual kept]`: the cost of a site at a step."""
+    found = np.zeros((len(plan.sites), 8, 2))
+    for row, name in enumerate(plan.sites):
+        cost, window = plan.cost.sites[name], plan.windows[name]
+        used = {plan.method(step, name) for step in range(plan.steps)} | {Method.FULL}
+        for (method, bits), keeps in product(LEAVES_OUT.items(), (False, True)):
+            found[row, bits, int(keeps)] = (
+                cost.of(method, window, keeps_residual=keeps)
+                if latencies is None
+                else _measured(latencies, name, method, keeps, method in used)
+            )
+    return found
+
+
+def _measured(latencies: Latencies, site: str, method: Method, keeps: bool, used: bool) -> float:
+    known = latencies.get(site, {})
+    if not used and str(method) not in known:  # a method that the site can't have
+        method = Method.FULL
+    if method is not Method.AST and str(method) not in known:
+        raise PlanError(f"latencies: nothing for {method} at site {site}: measure it too")
+    return known.get(str(method), 0.0) + (known.get("residual", 0.0) if keeps else 0.0)

@@ -1,19 +1,23 @@
 """Make a plan concrete: which steps share a graph, and what each reads and writes."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import Literal
 
 from torch import fx
 
+from ditc.runtime.errors import PlanError
+
 from .graphs import SLOT
 from .liveness import kept_outputs, kept_residuals
-from .merging import limit_buckets
+from .merging import Latencies, Merging, limit_buckets
 from .method import Method
 from .plan import Plan
 from .program import Program, Slot
 from .rewriting import rewrite
 from .slots import output_slots, residual_slot
+from .storage import lifetimes, share_storage, storage_bytes, without
 
 __all__ = ["Bucket", "Schedule", "schedule"]
 
@@ -60,6 +64,19 @@ class Bucket:
         return tuple(node.meta[SLOT] for node in self.graph_module.graph.nodes if SLOT in node.meta)
 
     @property
+    def looked_up(self) -> tuple[Slot, ...]:
+        """The same slots as its methods tell, before the graph is made; in the sites' order."""
+        graph = self.program.graph_module.graph
+        found: list[Slot] = []
+        for site in self.program.sites:
+            method = self.methods.get(site.name, Method.FULL)
+            if method is Method.AST:
+                found.extend(output_slots(graph, site))
+            elif method.windowed:
+                found.append(residual_slot(graph, site))
+        return tuple(found)
+
+    @property
     def writes(self) -> tuple[Slot, ...]:
         """Slots the graph writes, in the order of its outputs."""
         graph = self.program.graph_module.graph
@@ -79,11 +96,13 @@ class Schedule:
         program: the captured model.
         plan: the plan it follows, merged if buckets were limited.
         buckets: in the order of first use; every step is in exactly one.
+        dropped: slots that were given up under a limit on their bytes, least valuable first.
     """
 
     program: Program = field(repr=False)
     plan: Plan = field(repr=False)
     buckets: tuple[Bucket, ...]
+    dropped: tuple[Slot, ...] = ()
 
     @property
     def steps(self) -> int:
@@ -95,10 +114,21 @@ class Schedule:
         """All slots, each once, in the order in which buckets write them."""
         return tuple(dict.fromkeys(slot for bucket in self.buckets for slot in bucket.writes))
 
+    @cached_property
+    def storages(self) -> Mapping[str, int]:
+        """Number of each slot's storage; slots that never hold anything at once share one."""
+        owner = {step: bucket for bucket in self.buckets for step in bucket.steps}
+        rows = [owner[step] for step in range(self.steps)]
+        alive = lifetimes(
+            [_names(bucket.looked_up) for bucket in rows],
+            [_names(bucket.writes) for bucket in rows],
+        )
+        return share_storage(self.slots, alive)
+
     @property
     def peak_slot_bytes(self) -> int:
-        """Bytes of all slots together: each has storage of its own."""
-        return sum(slot.nbytes for slot in self.slots)
+        """Bytes of the storage of all slots."""
+        return storage_bytes(self.slots, self.storages)
 
     def bucket_of(self, step: int) -> Bucket:
         """Return the bucket that runs a step.
@@ -115,64 +145,98 @@ class Schedule:
 def schedule(
     program: Program,
     plan: Plan,
-    max_buckets: int | None = None,
+    max_buckets: int | Literal["knee"] | None = None,
     *,
+    latencies: Latencies | None = None,
+    max_slot_bytes: int | None = None,
     ignore_model: bool = False,
 ) -> Schedule:
     """Return the schedule of a plan.
 
-    A step writes a site's output only if the next step is `ast` there, so that this very write is
-    read; a residual only if a `wa-rs` reads it before the next step that runs full attention.
-    Steps of equal methods and writes share a bucket.
+    A step writes a site's output if the next step is `ast` there, so that this very write is
+    read; a residual if a `wa-rs` reads it before the next step that runs full attention. Steps of
+    equal methods and residuals share a bucket, which writes every output that one of them has to:
+    the output is there anyhow, and where nobody reads it, nobody minds.
 
     Args:
         program: the captured model.
         plan: methods per step and site; checked against the program.
         max_buckets: merge steps until at most so many graphs remain; at a merged site the less
-            aggressive method wins, so quality can only rise.
+            aggressive method wins, so quality can only rise. `"knee"` for the limit at the knee
+            of the curve of predicted costs.
+        latencies: measured milliseconds of sites, to merge by in place of multiply-adds.
+        max_slot_bytes: give up sharing, what saves least a byte first, until slots fit into so
+            many bytes; sites compute in its place.
         ignore_model: use the plan although it was made for another model.
 
     Raises:
-        PlanError: if the plan is not for this program, or the limit is below 1.
+        PlanError: if the plan is not for this program, or a limit can't be held.
     """
+    if max_slot_bytes is not None and max_slot_bytes < 0:
+        raise PlanError(f"max_slot_bytes is {max_slot_bytes}, expected at least 0")
     plan.check(program, ignore_model=ignore_model)
-    rows = _rows(plan, tuple((step,) for step in range(plan.steps)))
+    groups: tuple[tuple[int, ...], ...] = tuple((step,) for step in range(plan.steps))
     if max_buckets is not None:
-        plan, groups = limit_buckets(program, plan, max_buckets, tuple(rows.values()))
-        rows = _rows(plan, groups)
-    ordered = sorted(rows.items(), key=lambda item: min(item[1]))
+        merging = Merging(plan, latencies)
+        limit = merging.curve().knee if max_buckets == "knee" else max_buckets
+        plan, groups = limit_buckets(merging, limit)
+    sched = _schedule(program, plan, groups)
+    dropped: list[Slot] = []
+    while max_slot_bytes is not None and sched.peak_slot_bytes > max_slot_bytes:
+        least = min(sched.slots, key=lambda slot: without(plan, slot)[1] / slot.nbytes)
+        dropped.append(least)
+        plan = without(plan, least)[0]
+        sched = _schedule(program, plan, groups)
+    return replace(sched, dropped=tuple(dropped))
+
+
+def _schedule(program: Program, plan: Plan, groups: tuple[tuple[int, ...], ...]) -> Schedule:
+    rows = _rows(plan, groups)
+    ordered = sorted(rows.items(), key=lambda item: item[1].steps)
     buckets = tuple(
         Bucket(
             name=f"b{number:02d}",
             program=program,
             plan=plan,
-            steps=steps,
+            steps=shared.steps,
             methods=dict(row.methods),
-            keep_outputs=row.keep_outputs,
+            keep_outputs=shared.keep_outputs,
             keep_residuals=row.keep_residuals,
         )
-        for number, (row, steps) in enumerate(ordered)
+        for number, (row, shared) in enumerate(ordered)
     )
     return Schedule(program, plan, buckets)
 
 
+def _names(slots: Iterable[Slot]) -> list[str]:
+    return [slot.name for slot in slots]
+
+
 @dataclass(frozen=True)
 class _Row:
-    """What makes the graphs of two steps equal."""
+    """What a graph computes: steps of equal rows share it."""
 
     methods: tuple[tuple[str, Method], ...]
-    keep_outputs: frozenset[str]
     keep_residuals: frozenset[str]
 
 
-def _rows(plan: Plan, groups: tuple[tuple[int, ...], ...]) -> dict[_Row, tuple[int, ...]]:
-    """Return the distinct graphs, and the steps that run each; a group runs one graph."""
-    rows: dict[_Row, tuple[int, ...]] = {}
+@dataclass(frozen=True)
+class _Shared:
+    """What the steps of a row need: the steps, and the outputs that one of them has to write."""
+
+    steps: tuple[int, ...] = ()
+    keep_outputs: frozenset[str] = frozenset()
+
+
+def _rows(plan: Plan, groups: tuple[tuple[int, ...], ...]) -> dict[_Row, _Shared]:
+    """Return the distinct graphs, and what runs each; a group runs one graph."""
+    rows: dict[_Row, _Shared] = {}
     for group in groups:
         row = _Row(
             tuple(sorted(plan.cells[group[0]].items())),
-            frozenset[str]().union(*(kept_outputs(plan, step) for step in group)),
             frozenset[str]().union(*(kept_residuals(plan, step) for step in group)),
         )
-        rows[row] = tuple(sorted((*rows.get(row, ()), *group)))
+        known = rows.get(row, _Shared())
+        outputs = known.keep_outputs.union(*(kept_outputs(plan, step) for step in group))
+        rows[row] = _Shared(tuple(sorted((*known.steps, *group))), outputs)
     return rows

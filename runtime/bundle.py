@@ -37,7 +37,7 @@ class Bundle:
         self.manifest = manifest
         self._engines = engines
         self._recorded = recorded
-        self._ledger = SlotLedger(manifest.steps, manifest.buckets)
+        self._ledger = SlotLedger(manifest.steps, manifest.buckets, manifest.storages)
 
     @classmethod
     def open(

@@ -26,7 +26,7 @@ def check_manifest(manifest: "Manifest") -> None:
     _check_steps(manifest)
     for bucket in manifest.buckets:
         _check_bucket(manifest, bucket)
-    needed_writes(manifest.steps, manifest.buckets)
+    needed_writes(manifest.steps, manifest.buckets, manifest.storages)
     _check_halves(manifest)
     if manifest.sampler is not None and manifest.sampler.steps != manifest.steps:
         raise BundleError(

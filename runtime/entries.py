@@ -1,7 +1,10 @@
 """The entries of a manifest: tensors, slots, buckets and files, each to JSON and back."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+
+import numpy as np
 
 from .fields import (
     JsonValue,
@@ -89,26 +92,37 @@ class InputInfo:
 
 @dataclass(frozen=True)
 class SlotInfo:
-    """A buffer between steps; its kind is "output" or "residual", of the named site."""
+    """A buffer between steps; its kind is "output" or "residual", of the named site.
+
+    Slots of the same `storage` number share memory: none holds anything while another does.
+    """
 
     name: str
     site: str
     kind: str
     shape: tuple[int, ...]
     dtype: str
+    storage: int
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes the buffer takes."""
+        return math.prod(self.shape) * np.dtype(self.dtype).itemsize
 
     def to_json(self) -> dict[str, JsonValue]:
         """Return the JSON object."""
         tensor = OutputInfo(self.name, self.shape, self.dtype).to_json()
-        return {**tensor, "site": self.site, "kind": self.kind}
+        return {**tensor, "site": self.site, "kind": self.kind, "storage": self.storage}
 
     @classmethod
     def from_json(cls, value: object, where: str) -> "SlotInfo":
         """Return what `to_json` wrote, or raise BundleError."""
-        found = read_object(value, where, ("name", "site", "kind", "shape", "dtype"))
+        found = read_object(value, where, ("name", "site", "kind", "shape", "dtype", "storage"))
         kind = read_choice(found["kind"], f"{where}.kind", SLOT_KINDS)
         name, shape, dtype = _read_tensor(found, where)
-        return cls(name, read_name(found["site"], f"{where}.site"), kind, shape, dtype)
+        site = read_name(found["site"], f"{where}.site")
+        storage = read_integer(found["storage"], f"{where}.storage", 0, MAX_COUNT)
+        return cls(name, site, kind, shape, dtype, storage)
 
 
 @dataclass(frozen=True)

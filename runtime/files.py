@@ -11,6 +11,7 @@ __all__ = [
     "CONDITIONING_FILE",
     "MANIFEST_FILE",
     "PLAN_FILE",
+    "SOURCES_FILE",
     "WEIGHTS_FILE",
     "check_files",
     "check_relative",
@@ -20,6 +21,7 @@ __all__ = [
 MANIFEST_FILE = "manifest.json"
 PLAN_FILE = "plan.json"
 WEIGHTS_FILE = "weights.safetensors"
+SOURCES_FILE = "sources.json"
 CONDITIONING_FILE = "conditioning.safetensors"
 
 MAX_TEXT_BYTES = 2**26

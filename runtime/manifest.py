@@ -30,6 +30,7 @@ from .fields import (
     read_mapping,
     read_name,
     read_object,
+    read_sha256,
     read_string,
 )
 from .files import (
@@ -80,6 +81,8 @@ class Manifest:
         buckets: the graphs; each step is in exactly one.
         sampler: the sampler's coefficients; None where the caller has its own loop.
         files: every file but the manifest, by path with forward slashes.
+        weights_sha256: of the checkpoint that took the place of the weights the bundle was
+            compiled with, and the plan found on; None where they are still there.
 
     Raises:
         BundleError: if the fields contradict each other; the message names the field.
@@ -97,6 +100,7 @@ class Manifest:
     buckets: tuple[BucketInfo, ...]
     sampler: SamplerTable | None
     files: Mapping[str, FileInfo]
+    weights_sha256: str | None = None
 
     def __post_init__(self) -> None:
         check_manifest(self)
@@ -104,6 +108,19 @@ class Manifest:
     def bucket_of(self, step: int) -> BucketInfo:
         """Return the bucket that runs `step`, which must be one of 0 to T-1."""
         return next(bucket for bucket in self.buckets if step in bucket.steps)
+
+    @property
+    def storages(self) -> dict[str, int]:
+        """The number of each slot's storage, by the slot's name."""
+        return {slot.name: slot.storage for slot in self.slots}
+
+    @property
+    def storage_bytes(self) -> dict[int, int]:
+        """Bytes of each storage: those of its largest slot."""
+        found: dict[int, int] = {}
+        for slot in self.slots:
+            found[slot.storage] = max(found.get(slot.storage, 0), slot.nbytes)
+        return found
 
     def input_of(self, role: str) -> InputInfo | None:
         """Return the first input of a role, or None where there is none."""
@@ -130,6 +147,7 @@ class Manifest:
             "buckets": [info.to_json() for info in self.buckets],
             "sampler": None if self.sampler is None else self.sampler.to_json(),
             "files": {path: info.to_json() for path, info in self.files.items()},
+            "weights_sha256": self.weights_sha256,
         }
 
     @classmethod
@@ -166,6 +184,11 @@ class Manifest:
                 check_relative(path, "files"): FileInfo.from_json(info, f"files.{path}")
                 for path, info in files.items()
             },
+            weights_sha256=(
+                None
+                if found["weights_sha256"] is None
+                else read_sha256(found["weights_sha256"], "weights_sha256")
+            ),
         )
 
 

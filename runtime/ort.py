@@ -128,7 +128,8 @@ class OrtEngine:
     """A session with its slots bound once, as inputs where it reads and outputs where it writes.
 
     Attributes:
-        slots: the buffers of all slots of the bundle, the same for each of its engines.
+        storages: the memory of all slots of the bundle by number, the same for each of its
+            engines.
     """
 
     def __init__(
@@ -136,20 +137,24 @@ class OrtEngine:
         manifest: Manifest,
         bucket: BucketInfo,
         session: "InferenceSession",
-        slots: Mapping[str, "OrtValue"],
+        storages: Mapping[int, "OrtValue"],
         weights: Mapping[str, "OrtValue"],
     ) -> None:
         _check_interface(manifest, bucket, session)
         self._weights = weights  # the session refers to their memory without owning it
-        self.slots = slots
+        self.storages = storages
         self._bucket = bucket
         self._outputs = manifest.outputs
         self._session = session
         self._binding = session.io_binding()
-        for slot in bucket.reads:
-            self._binding.bind_ortvalue_input(slot, slots[slot])
-        for slot in bucket.writes:
-            self._binding.bind_ortvalue_output(slot, slots[slot])
+        slots = {slot.name: slot for slot in manifest.slots}
+        for name, bind in (
+            *((name, self._binding.bind_input) for name in bucket.reads),
+            *((name, self._binding.bind_output) for name in bucket.writes),
+        ):
+            slot, memory = slots[name], storages[slots[name].storage]
+            device = memory.device_name()
+            bind(name, device, 0, np.dtype(slot.dtype), slot.shape, memory.data_ptr())
 
     def run(self, arrays: Mapping[str, Array]) -> dict[str, Array]:
         """Run one step on the caller's own input and output memory; see `Engine.run`."""
@@ -215,13 +220,11 @@ def _check_threads(threads: int) -> None:
         raise EngineError(f"threads is {threads}, expected an integer from 1 to {MAX_THREADS}")
 
 
-def _allocate_slots(ort: ModuleType, manifest: Manifest, device: str) -> dict[str, "OrtValue"]:
+def _allocate_slots(ort: ModuleType, manifest: Manifest, device: str) -> dict[int, "OrtValue"]:
     try:
         return {
-            slot.name: ort.OrtValue.ortvalue_from_shape_and_type(
-                slot.shape, np.dtype(slot.dtype), device, 0
-            )
-            for slot in manifest.slots
+            storage: ort.OrtValue.ortvalue_from_shape_and_type([size], np.uint8, device, 0)
+            for storage, size in manifest.storage_bytes.items()
         }
     except Exception as error:
         raise EngineError(

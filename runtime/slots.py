@@ -19,12 +19,22 @@ class _Bucket(Protocol):
     def writes(self) -> tuple[str, ...]: ...
 
 
-def needed_writes(steps: int, buckets: Sequence[_Bucket]) -> list[dict[str, int]]:
+def needed_writes(
+    steps: int, buckets: Sequence[_Bucket], storages: Mapping[str, int] | None = None
+) -> list[dict[str, int]]:
     """Return for each step the slots it reads and the step whose write it needs, the latest before.
 
+    Args:
+        steps: how many there are.
+        buckets: what each reads and writes.
+        storages: the storage of each slot; None where each has its own.
+
     Raises:
-        BundleError: if no earlier step writes a slot that a step reads.
+        BundleError: if no earlier step writes a slot that a step reads, or another slot of its
+            storage is written before, or at that very step.
     """
+    storages = storages or {}
+    holder: dict[int, str] = {}
     bucket_of = {step: bucket for bucket in buckets for step in bucket.steps}
     latest: dict[str, int] = {}
     needed: list[dict[str, int]] = []
@@ -35,9 +45,31 @@ def needed_writes(steps: int, buckets: Sequence[_Bucket]) -> list[dict[str, int]
                     f"step {step} reads slot {slot!r} that no earlier step writes, "
                     "compile the bundle again"
                 )
+            _check_held(step, slot, holder.get(storages.get(slot, -1), slot))
         needed.append({slot: latest[slot] for slot in bucket_of[step].reads})
         latest.update(dict.fromkeys(bucket_of[step].writes, step))
+        _check_apart(step, [*bucket_of[step].reads, *bucket_of[step].writes], storages)
+        holder.update({storages[slot]: slot for slot in bucket_of[step].writes if slot in storages})
     return needed
+
+
+def _check_held(step: int, slot: str, held: str) -> None:
+    if held != slot:
+        raise BundleError(
+            f"step {step} reads slot {slot!r}, whose storage slot {held!r} was written to since, "
+            "compile the bundle again"
+        )
+
+
+def _check_apart(step: int, slots: Sequence[str], storages: Mapping[str, int]) -> None:
+    seen: dict[int, str] = {}
+    for slot in slots:
+        other = seen.setdefault(storages.get(slot, -1), slot)
+        if slot in storages and other != slot:
+            raise BundleError(
+                f"step {step} uses slots {other!r} and {slot!r}, which share their storage, "
+                "compile the bundle again"
+            )
 
 
 class SlotLedger:
@@ -46,8 +78,11 @@ class SlotLedger:
     Running step k forgets what steps from k on wrote, so that going back starts again there.
     """
 
-    def __init__(self, steps: int, buckets: Sequence[_Bucket]) -> None:
-        self._needed = needed_writes(steps, buckets)
+    def __init__(
+        self, steps: int, buckets: Sequence[_Bucket], storages: Mapping[str, int] | None = None
+    ) -> None:
+        self._needed = needed_writes(steps, buckets, storages)
+        self._storages = storages or {}
         self._writes = {step: bucket.writes for bucket in buckets for step in bucket.steps}
         self._written: dict[str, int] = {}
 
@@ -71,8 +106,11 @@ class SlotLedger:
                     f"step {step} reads slot {slot!r} as step {writer} writes it, but it {holds}; "
                     f"run step {writer} and then the steps up to {step} in order"
                 )
-        for slot in self._writes[step]:
-            self._written.pop(slot, None)
+        written = set(self._writes[step])
+        storages = {self._storages[slot] for slot in written if slot in self._storages}
+        for slot in list(self._written):
+            if slot in written or self._storages.get(slot) in storages:
+                del self._written[slot]
 
     def commit(self, step: int) -> None:
         """Note that `step` ran to its end and wrote its slots."""

@@ -31,8 +31,8 @@ INPUTS = (
     InputInfo("class_labels", (2,), "int64", "condition"),
 )
 SLOTS = (
-    SlotInfo(OUTPUT, "blocks.0.attn", "output", SHAPE, "float32"),
-    SlotInfo(RESIDUAL, "blocks.0.attn", "residual", (2, 3, 5), "float32"),
+    SlotInfo(OUTPUT, "blocks.0.attn", "output", SHAPE, "float32", 0),
+    SlotInfo(RESIDUAL, "blocks.0.attn", "residual", (2, 3, 5), "float32", 1),
 )
 KINDS = {0: "full", 1: "shared", 2: "rest", 3: "shared", 4: "full"}
 READS = {"full": (), "shared": (OUTPUT,), "rest": (RESIDUAL,)}

@@ -3,6 +3,8 @@
 import hashlib
 import json
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -100,9 +102,95 @@ def test_a_swap_that_fails_puts_the_old_bundle_back(
         return target
 
     monkeypatch.setattr(Path, "replace", replace)
+    monkeypatch.setattr("ditc.export.bundle._exchange", lambda first, second: False)
     with pytest.raises(BundleError, match="can't be written: no room"):
         spoil(tmp_path / "bundle", lambda: None)
     assert (tmp_path / "bundle" / "weights").read_text() == "old"
+    assert tree(tmp_path) == ["bundle", "bundle/manifest.json", "bundle/weights"]
+
+
+def test_a_bundle_is_replaced_where_folders_cannot_be_exchanged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ditc.export.bundle._exchange", lambda first, second: False)
+    test_a_bundle_is_replaced(tmp_path)
+
+
+def test_the_place_always_holds_a_whole_bundle(tmp_path: Path) -> None:
+    """Another process looks as often as it can while bundles are exchanged."""
+    place = tmp_path / "bundle"
+    with staged(place) as folder:
+        write(folder)
+    look = "import os, sys\nwhile True: os.stat(sys.argv[1] + '/manifest.json')"
+    watcher = subprocess.Popen([sys.executable, "-c", look, str(place)], stderr=subprocess.DEVNULL)
+    for number in range(300):
+        with staged(place) as folder:
+            write(folder, str(number))
+    assert watcher.poll() is None
+    watcher.kill()
+    watcher.wait()
+
+
+def killed(act: str, place: Path) -> None:
+    """Run a build in a process that is killed in the midst of it."""
+    code = f"""
+import os, sys
+from pathlib import Path
+from ditc.export import bundle
+from tests.test_export_bundle import write
+place = Path(sys.argv[1])
+{act}
+with bundle.staged(place) as folder:
+    write(folder, "newer")
+    os.kill(os.getpid(), 9)
+"""
+    assert subprocess.run([sys.executable, "-c", code, str(place)], check=False).returncode == -9
+
+
+def test_what_a_killed_build_left_is_swept(tmp_path: Path) -> None:
+    place = tmp_path / "bundle"
+    with staged(place) as folder:
+        write(folder, "old")
+    (tmp_path / ".bundle.ditc-").mkdir()
+    (tmp_path / ".bundle.backup_1").mkdir()
+    killed("", place)
+    assert len([path for path in tmp_path.iterdir() if ".ditc-" in path.name]) == 2
+    assert (place / "weights").read_text() == "old"
+    with staged(place) as folder:
+        write(folder)
+    found = sorted(path.name for path in tmp_path.iterdir())
+    assert found == [".bundle.backup_1", ".bundle.ditc-", "bundle"]
+    assert (place / "weights").read_text() == "new"
+
+
+def test_a_build_that_runs_is_not_swept(tmp_path: Path) -> None:
+    place = tmp_path / "bundle"
+    with staged(place) as folder:
+        write(folder, "first")
+        with staged(place) as other:
+            write(other, "second")
+        assert (place / "weights").read_text() == "second"
+    assert (place / "weights").read_text() == "first"
+    assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
+
+
+def test_a_bundle_that_was_moved_away_comes_back(tmp_path: Path) -> None:
+    """Killed between the two renames, where folders can't be exchanged."""
+    place = tmp_path / "bundle"
+    with staged(place) as folder:
+        write(folder, "old")
+    act = """
+bundle._exchange = lambda first, second: False
+write(place)
+bundle._sweep(place)
+old = Path(bundle.tempfile.mkdtemp(prefix=".bundle.ditc-", dir=place.parent))
+place.replace(old / bundle.MOVED)
+os.kill(os.getpid(), 9)
+"""
+    killed(act, place)
+    assert not place.exists()
+    with pytest.raises(KeyboardInterrupt):
+        spoil(place, interrupt)
     assert tree(tmp_path) == ["bundle", "bundle/manifest.json", "bundle/weights"]
 
 

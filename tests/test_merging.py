@@ -1,17 +1,20 @@
 """Merging steps: methods only get milder, and no limit makes a generation cheaper."""
 
 import itertools
+import random
+from dataclasses import replace
+from functools import reduce
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ditc.passes import Method, Window, schedule, schedule_cost
-from ditc.passes.merging import milder
+from ditc.passes import Method, Plan, Window, schedule, schedule_cost, site_cost
+from ditc.passes.merging import Curve, Merging, milder
 from ditc.runtime.errors import PlanError
 
 from .samples import METHODS, mixed, sample
-from .test_scheduling import columns, plan_of
+from .test_scheduling import columns, needed, plan_of
 
 ORDER = {
     "full": set(),
@@ -98,6 +101,122 @@ def test_buckets_are_used_up_and_the_more_the_cheaper(seed: int) -> None:
     assert left[0] == 1.0
     assert left == sorted(left, reverse=True)
     assert left[-1] == schedule_cost(schedule(model.program, plan)).attention_left
+
+
+def brute_force(plan: Plan, limit: int) -> int:
+    """Return the least cost of any grouping, each made a plan of its own and that one counted."""
+    program = sample("fused-qkv", "cond-first").program
+    least = None
+    for labels in itertools.product(range(limit), repeat=plan.steps):
+        if any(label > max((-1, *labels[:at])) + 1 for at, label in enumerate(labels)):
+            continue  # the same groups under other names
+        cells = []
+        for step in range(plan.steps):
+            group = [other for other in range(plan.steps) if labels[other] == labels[step]]
+            cells.append(
+                {
+                    site: reduce(milder, (plan.method(other, site) for other in group))
+                    for site in plan.sites
+                }
+            )
+        merged = replace(plan, cells=tuple(cells))
+        cost = 0
+        for step in range(plan.steps):
+            group = [other for other in range(plan.steps) if labels[other] == labels[step]]
+            for site in program.sites:
+                column = [str(merged.method(other, site.name)) for other in range(plan.steps)]
+                cost += site_cost(program, site).of(
+                    merged.method(step, site.name),
+                    plan.windows[site.name],
+                    keeps_residual=bool(needed(column)[1] & set(group)),
+                )
+        least = cost if least is None else min(least, cost)
+    assert least is not None
+    return least
+
+
+@settings(max_examples=25, deadline=None, derandomize=True)
+@given(columns.filter(lambda drawn: 3 <= len(drawn[0]) <= 6), st.integers(1, 4))
+def test_few_steps_are_merged_at_the_very_least_cost(drawn: list[list[str]], limit: int) -> None:
+    program, plan = sample("fused-qkv", "cond-first").program, plan_of(drawn)
+    merging = Merging(plan)
+    labels = merging.group(limit)
+    least = brute_force(plan, limit)
+    assert merging.cost(labels[None]) == least
+    assert merging.curve().costs[min(limit, merging.units) - 1] == least
+    assert schedule_cost(schedule(program, plan, limit)).attention <= least
+
+
+def banded(plan: Plan, seed: int, stay: float) -> Plan:
+    """Return a plan whose sites keep a method for a while, as searched plans do."""
+    draw = random.Random(seed)
+    cells = [plan.cells[0]]
+    for _ in range(1, plan.steps):
+        fresh = {site: Method(draw.choice(METHODS)) for site in plan.sites}
+        before = cells[-1] if len(cells) > 1 else fresh
+        cells.append(
+            {site: before[site] if draw.random() < stay else fresh[site] for site in plan.sites}
+        )
+    return replace(plan, cells=tuple(cells))
+
+
+def test_many_steps_are_merged_better_than_by_pairs_alone() -> None:
+    model = sample("dit", "cond-first")
+    plan = banded(mixed(model, 0, window=Window(3), steps=24), seed=3, stay=0.8)
+    merging = Merging(plan)
+    assert merging.units > 7
+    curve = merging.curve()
+    assert list(curve.costs) == sorted(curve.costs, reverse=True)
+    for limit in (2, 4, 6):
+        labels = merging.group(limit)
+        assert len(set(labels.tolist())) <= limit
+        assert float(merging.cost(labels[None])[0]) <= curve.costs[limit - 1]
+        assert schedule_cost(schedule(model.program, plan, limit)).attention == merging.cost(
+            labels[None]
+        )
+
+
+def test_the_knee() -> None:
+    assert Curve((100.0, 30.0, 20.0, 15.0, 10.0), 100.0).knee == 2
+    assert Curve((100.0, 60.0, 20.0, 15.0, 10.0), 100.0).knee == 3
+    assert Curve((100.0, 75.0, 50.0, 25.0, 0.0), 100.0).knee == 5  # no bucket brings less
+    assert Curve((100.0, 99.0, 95.0, 0.0), 100.0).knee == 4
+    assert Curve((10.0,), 10.0).knee == 1
+    assert Curve((100.0, 30.0, 20.0), 100.0).kept(2) == pytest.approx(70 / 80)
+    assert Curve((100.0, 30.0, 20.0), 100.0).slowdown(2) == 1.5
+
+
+def test_a_schedule_at_the_knee() -> None:
+    model = sample("dit", "cond-first")
+    plan = banded(mixed(model, 0, window=Window(3), steps=24), seed=3, stay=0.8)
+    knee = Merging(plan).curve().knee
+    assert 1 < knee < 24
+    assert len(schedule(model.program, plan, "knee").buckets) == knee
+
+
+def test_measured_latencies_decide() -> None:
+    """Steps 1 and 2 are merged where windows are slow, steps 2 and 3 where they are fast."""
+    program = sample("fused-qkv", "cond-first").program
+    plan = plan_of([["full", "wa-rs", "wa-rs+asc", "ast"], ["full"] * 4])
+    latencies = {
+        site: {"full": 20.0, "asc": 6.0, "wa-rs": 1.1, "wa-rs+asc": 1.0} for site in plan.sites
+    }
+    fast = schedule(program, plan, 3, latencies=latencies)
+    assert [bucket.steps for bucket in fast.buckets] == [(0,), (1, 2), (3,)]
+    slow = {site: {**row, "wa-rs": 8.0} for site, row in latencies.items()}
+    assert [bucket.steps for bucket in schedule(program, plan, 3, latencies=slow).buckets] == [
+        (0,),
+        (1,),
+        (2, 3),
+    ]
+
+
+def test_latencies_that_lack_something() -> None:
+    model = sample("dit", "cond-first")
+    with pytest.raises(
+        PlanError, match=r"latencies: nothing for full at site transformer_blocks\.0"
+    ):
+        schedule(model.program, mixed(model, 1), 3, latencies={})
 
 
 @pytest.mark.parametrize("limit", [0, -2])

@@ -3,7 +3,17 @@
 import argparse
 from pathlib import Path
 
-__all__ = ["add_compare_options", "add_engine_options", "add_search_options", "positive", "seed"]
+from ditc.runtime.targets import PRECISIONS, TARGETS
+
+__all__ = [
+    "add_compare_options",
+    "add_compile_options",
+    "add_engine_options",
+    "add_search_options",
+    "limit",
+    "positive",
+    "seed",
+]
 
 CLIP = "openai/clip-vit-large-patch14"
 """The model of the paper's CLIP scores."""
@@ -49,6 +59,43 @@ def add_search_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--call", default="{}", help="the pipeline's arguments as a JSON object")
 
 
+def add_compile_options(parser: argparse.ArgumentParser) -> None:
+    """Add what `ditc compile` takes."""
+    parser.add_argument(
+        "model", metavar="MODEL", help="pipeline folder, hub id, demo, or package.module:factory"
+    )
+    parser.add_argument("--plan", type=Path, required=True, help="plan file (JSON)")
+    parser.add_argument("-o", "--out", type=Path, required=True, help="bundle folder to write")
+    parser.add_argument("--target", choices=TARGETS, default="onnx", help="to lower to (onnx)")
+    parser.add_argument("--precision", choices=PRECISIONS, default="fp32", help="(fp32)")
+    parser.add_argument(
+        "--max-buckets",
+        type=limit,
+        default="knee",
+        metavar="K",
+        help="merge steps to so many graphs; 'all' for none merged, 'knee' to stop where a further "
+        "graph brings less than an average one (knee)",
+    )
+    parser.add_argument(
+        "--max-slot-bytes",
+        type=positive,
+        metavar="BYTES",
+        help="share less until what is kept between steps fits",
+    )
+    parser.add_argument(
+        "--latency", type=Path, help="what 'ditc bench MODEL --sites' measured, to merge steps by"
+    )
+    parser.add_argument(
+        "--cache", type=Path, help="folder that keeps graphs for later builds (~/.cache/ditc)"
+    )
+    parser.add_argument("--jobs", type=positive, help="graphs to build at once (as many as cores)")
+    parser.add_argument("--samples", type=positive, default=1, help="images at once (demo only)")
+    parser.add_argument("--call", default="{}", help="the pipeline's arguments as a JSON object")
+    parser.add_argument(
+        "--ignore-model", action="store_true", help="use a plan that was made for another model"
+    )
+
+
 def add_compare_options(parser: argparse.ArgumentParser) -> None:
     """Add what `ditc compare` takes."""
     parser.add_argument("first", type=Path, metavar="A", help="folder of .png or .npy, or a .npy")
@@ -83,3 +130,10 @@ def positive(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError(f"{value} is not at least 1")
     return value
+
+
+def limit(text: str) -> int | str | None:
+    """Return a number of buckets, `knee`, or None for `all`."""
+    if text in ("knee", "all"):
+        return None if text == "all" else text
+    return positive(text)

@@ -5,25 +5,23 @@ Exit codes: 0 done, 1 the input is at fault (one line on standard error), 2 usag
 
 import argparse
 import os
-import signal
 import sys
-import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import NoReturn, TypeAlias
+from typing import TypeAlias
 
 from ditc.runtime.errors import DitcError
-from ditc.runtime.targets import PRECISIONS, TARGETS
 
 from .arguments import (
     add_compare_options,
+    add_compile_options,
     add_engine_options,
     add_search_options,
     positive,
     seed,
 )
+from .terminating import terminable
 
 __all__ = ["main"]
 
@@ -32,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
     options = _parser().parse_args(arguments)
     try:
-        with _terminable():
+        with terminable():
             options.run(options)
         sys.stdout.flush()
     except DitcError as error:
@@ -50,23 +48,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"ditc: {_line(error)}\n")
         return 1
     return 0
-
-
-@contextmanager
-def _terminable() -> Iterator[None]:
-    """Let a request to end, as from a job scheduler, clean up like an error does."""
-
-    def stop(*_: object) -> NoReturn:
-        raise SystemExit(128 + signal.SIGTERM)
-
-    if threading.current_thread() is not threading.main_thread():
-        yield  # signals are the main thread's
-        return
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _line(error: Exception) -> str:
@@ -100,6 +81,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_verify(commands)
     _add_bench(commands)
     _add_report(commands)
+    _add_weights(commands)
     return parser
 
 
@@ -137,19 +119,7 @@ def _add_compare(commands: Commands) -> None:
 
 def _add_compile(commands: Commands) -> None:
     parser = commands.add_parser("compile", help="compile a model and a plan into a bundle")
-    parser.add_argument(
-        "model", metavar="MODEL", help="pipeline folder, hub id, demo, or package.module:factory"
-    )
-    parser.add_argument("--plan", type=Path, required=True, help="plan file (JSON)")
-    parser.add_argument("-o", "--out", type=Path, required=True, help="bundle folder to write")
-    parser.add_argument("--target", choices=TARGETS, default="onnx", help="to lower to (onnx)")
-    parser.add_argument("--precision", choices=PRECISIONS, default="fp32", help="(fp32)")
-    parser.add_argument("--max-buckets", type=positive, help="merge steps to so many graphs")
-    parser.add_argument("--samples", type=positive, default=1, help="images at once (demo only)")
-    parser.add_argument("--call", default="{}", help="the pipeline's arguments as a JSON object")
-    parser.add_argument(
-        "--ignore-model", action="store_true", help="use a plan that was made for another model"
-    )
+    add_compile_options(parser)
     parser.set_defaults(run=_compile)
 
 
@@ -222,6 +192,16 @@ def _add_report(commands: Commands) -> None:
         help="JSON list of plans: latency_ms or multiply_adds_left, loss, threshold, label",
     )
     parser.set_defaults(run=_report)
+
+
+def _add_weights(commands: Commands) -> None:
+    parser = commands.add_parser("weights", help="put another checkpoint's weights into a bundle")
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument(
+        "--from", dest="checkpoint", type=Path, required=True, help="safetensors file"
+    )
+    parser.add_argument("-o", "--out", type=Path, help="folder to write (the bundle's own)")
+    parser.set_defaults(run=_weights)
 
 
 # Commands import what they need when they run: torch is there only where something is compiled.
@@ -308,3 +288,10 @@ def _report(options: argparse.Namespace) -> None:
     from .report import report
 
     report(options)
+
+
+def _weights(options: argparse.Namespace) -> None:
+    from ditc.export.variants import swap_weights
+
+    place = swap_weights(options.bundle, options.checkpoint, options.out or options.bundle)
+    sys.stdout.write(f"{place}: weights of {options.checkpoint}, graphs as they were\n")

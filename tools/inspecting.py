@@ -1,18 +1,19 @@
 """`ditc inspect`: show what a bundle or a plan holds, without torch."""
 
 import json
-import math
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-
-import numpy as np
+from typing import TYPE_CHECKING
 
 from ditc.passes import Plan, plan_schema
 from ditc.runtime.errors import DitcError
 from ditc.runtime.files import read_text
 from ditc.runtime.manifest import MANIFEST_FILE, WEIGHTS_FILE, Manifest
+
+if TYPE_CHECKING:
+    from ditc.passes.merging import Curve
 
 __all__ = ["LETTERS", "bytes_by_part", "inspect", "show_schema"]
 
@@ -59,6 +60,8 @@ def _bundle_lines(path: Path, manifest: Manifest) -> Iterator[str]:
     parts = bytes_by_part(manifest)
     yield f"bundle     {path}"
     yield f"model      {manifest.model.class_name}"
+    if manifest.weights_sha256 is not None:
+        yield f"weights    swapped for those of {manifest.weights_sha256}; the plan is of others"
     yield f"target     {manifest.target}, {manifest.precision}, CFG {manifest.cfg or 'none'}"
     yield f"sampler    {manifest.sampler.scheduler if manifest.sampler else 'none'}"
     yield "bytes      " + ", ".join(f"{name} {size / 1e6:.2f} MB" for name, size in parts.items())
@@ -66,8 +69,11 @@ def _bundle_lines(path: Path, manifest: Manifest) -> Iterator[str]:
         yield f"input      {entry.name} {entry.dtype} {list(entry.shape)} ({entry.role})"
     for output in manifest.outputs:
         yield f"output     {output.name} {output.dtype} {list(output.shape)}"
-    slots = sum(math.prod(slot.shape) * np.dtype(slot.dtype).itemsize for slot in manifest.slots)
-    yield f"slots      {len(manifest.slots)}, {slots / 1e6:.2f} MB"
+    storages = manifest.storage_bytes
+    yield (
+        f"slots      {len(manifest.slots)} in {len(storages)} storages, "
+        f"{sum(storages.values()) / 1e6:.2f} MB"
+    )
     yield ""
     full = max(bucket.multiply_adds for bucket in manifest.buckets)
     yield "bucket  multiply-adds  of most  reads  writes  steps"
@@ -83,6 +89,8 @@ def _bundle_lines(path: Path, manifest: Manifest) -> Iterator[str]:
 
 
 def _plan_text(path: Path, *, as_json: bool) -> str:
+    from ditc.passes.merging import Merging
+
     plan = Plan.load(path)
     if as_json:
         return plan.to_json()
@@ -93,8 +101,19 @@ def _plan_text(path: Path, *, as_json: bool) -> str:
         f"steps      {plan.steps}, scheduler {plan.scheduler or 'not stated'}",
         "",
         *_grid(plan.cells),
+        "",
+        *_curve(Merging(plan).curve()),
     ]
     return "\n".join(lines) + "\n"
+
+
+def _curve(curve: "Curve") -> Iterator[str]:
+    """Yield what a limit on buckets would cost: as many lines as tell of the bend."""
+    yield f"buckets    {curve.buckets} without a limit; the knee of the curve is at {curve.knee}"
+    yield "limit      of the saving kept   attention's multiply-adds against no limit"
+    shown = {*(2**power for power in range(20)), curve.knee, curve.buckets}
+    for limit in sorted(limit for limit in shown if limit <= curve.buckets):
+        yield f"{limit:>5}      {curve.kept(limit):>20.1%}   {curve.slowdown(limit):.2f} x"
 
 
 def _grid(rows: Sequence[Mapping[str, str]]) -> Iterator[str]:

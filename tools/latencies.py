@@ -39,6 +39,12 @@ class SiteLatency:
     ms: Mapping[Method, float]
     keeping_ms: Mapping[Method, float]
 
+    def for_merging(self) -> dict[str, float]:
+        """Return it as merging steps takes it: what keeping a residual adds is `residual`."""
+        kept = [ms - self.ms[method] for method, ms in self.keeping_ms.items() if method in self.ms]
+        residual = {"residual": max(0.0, *kept)} if kept else {}
+        return {str(method): ms for method, ms in self.ms.items()} | residual
+
 
 @dataclass(frozen=True)
 class Latencies:
