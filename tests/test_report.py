@@ -21,12 +21,13 @@ from ditc.runtime.manifest import Manifest
 from ditc.tools.cli import main
 from ditc.tools.report_colours import METHODS, STYLES
 from ditc.tools.report_data import read_facts
-from ditc.tools.report_extras import Point, read_bench, read_demo, read_pareto
+from ditc.tools.report_extras import read_bench, read_demo, read_pareto
 from ditc.tools.report_html import Extras, embedded, page
 from ditc.tools.report_lanes import least_squares
 from ditc.tools.report_pareto import frontier
 from ditc.tools.report_plan import Costs, scaled
 from ditc.tools.report_png import heat_map_png
+from ditc.tools.report_points import Point
 from ditc.tools.report_words import byte_size, label_parts, quantity, site_pattern
 
 from . import bundles, reports

@@ -13,7 +13,7 @@ from jsonschema import Draft202012Validator
 from ditc.passes import Method, Plan, plan_schema
 from ditc.passes.plan_file import parse_plan
 from ditc.runtime.errors import PlanError
-from ditc.tools.demo import PLAN
+from ditc.tools.models import DEMO_PLAN as PLAN
 
 from .compiled import sampling_bundle, small_bundle
 from .reports import make_plan

@@ -1,9 +1,9 @@
-"""`ditc demo`: the main job on the shipped model: compile, run, compare, report."""
+"""`ditc demo`: the main job on the shipped model: search, compile, run, compare, report."""
 
 import json
 import sys
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+import time
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
@@ -12,88 +12,51 @@ import numpy.typing as npt
 import torch
 
 from ditc.export import compile as compile_bundle
-from ditc.passes import Plan, Recording, Schedule, schedule, schedule_cost
+from ditc.export import sampler_table
+from ditc.passes import Plan, Recording, Schedule, schedule
 from ditc.runtime import Bundle
 from ditc.runtime.guidance import guide
 from ditc.runtime.sampler import SamplerState
 
-from .glyphs import (
-    CLASSES,
-    IMAGE_SIZE,
-    NULL_CLASS,
-    GlyphFeatures,
-    load_classifier,
-    render_batch,
-)
+from .bench_sites import measure
+from .demo_report import Report, figures_of, lines
+from .glyphs import CLASSES, IMAGE_SIZE, NULL_CLASS
 from .images import comparison, to_bytes
-from .inspecting import bytes_by_part
+from .latencies import Latencies
 from .models import demo_recording
 from .progress import progress
-from .quality import Closeness, Figure, closeness, frechet_distance, lpips, small_sample
+from .search import find
+from .space import space_of
 from .timing import Timing, in_turn
 
-__all__ = ["GUIDANCE_SCALE", "PLAN", "Report", "run_demo"]
+__all__ = ["GUIDANCE_SCALE", "run_demo"]
 
-PLAN = Path(__file__).parent / "demo_model" / "plan.json"
 GUIDANCE_SCALE = 4.0
-BUSY = 1.25
-"""Third quartile over first beyond which times say more about the machine than about engines."""
-DRAWN_EACH = 50
-"""Drawn glyphs of every class that images are held against."""
+STEPS = 20
+THRESHOLD = 0.1
+CALIBRATION = 4
+SEED = 1
+"""Of the search; images come from other seeds, one a class."""
+SITE_ROUNDS = 30
 SHOWN = "DITC2357ABKQ"
 Images = npt.NDArray[np.float32]
 
 
-@dataclass(frozen=True)
-class Report:
-    """What the demo found.
-
-    Attributes:
-        attention_left: share of the attention sites' multiply-adds that is left.
-        model_left: the same of the whole model.
-        predicted_speedup: what the multiply-adds promise, 1 / model_left.
-        measured_speedup: compressed against uncompressed engine, median of rounds.
-        per_image: wall time an image of `compressed`, `uncompressed` and `eager`.
-        closeness: compressed images against uncompressed ones.
-        accuracy: share of glyphs that the classifier reads as the class asked for.
-        bundle_bytes: bytes of the compressed bundle by part.
-        buckets: graphs in the compressed bundle.
-        frechet: Fréchet distance to freshly drawn glyphs, in the classifier's features, of
-            `compressed`, `uncompressed` and `drawn`: as many glyphs of another draw, which is
-            what so few images have at best.
-        frechet_note: what to know of distances from so few images, None where they suffice.
-        absent: figures that there are none of, and why.
-        samples: images behind accuracy, closeness and distances.
-        threads: threads of PyTorch, as many as were fastest; ONNX Runtime takes all cores.
-    """
-
-    attention_left: float
-    model_left: float
-    predicted_speedup: float
-    measured_speedup: float
-    per_image: dict[str, Timing]
-    closeness: Closeness
-    accuracy: dict[str, float]
-    frechet: dict[str, float]
-    frechet_note: str | None
-    absent: dict[str, str]
-    bundle_bytes: dict[str, int]
-    buckets: int
-    samples: int
-    threads: int
-
-
 def run_demo(out: Path, rounds: int = 7) -> Report:
-    """Compile the shipped model with and without its plan, run both, and write what came of it.
+    """Find a plan for the shipped model, compile with and without it, run both, and compare.
 
     Args:
-        out: folder for bundles, `grid.png` and `report.json`; made if it isn't there.
+        out: folder for the plan, the latencies it was found by, bundles, `grid.png` and
+            `report.json`; made if it isn't there.
         rounds: how often each way of making an image is timed.
     """
     out.mkdir(parents=True, exist_ok=True)
     recording = demo_recording()
     program = recording.capture()
-    plan = Plan.load(PLAN)
+    latencies = measure(space_of(program), SITE_ROUNDS)
+    latencies.save(out / "latency.json")
+    plan, search_s = _found(latencies)
+    plan.save(out / "plan.json")
     schedules = {
         "uncompressed": schedule(program, Plan.uniform(program, plan.steps, "full")),
         "compressed": schedule(program, plan),
@@ -104,9 +67,28 @@ def run_demo(out: Path, rounds: int = 7) -> Report:
     }
     images = {name: _all_classes(bundle, name) for name, bundle in bundles.items()}
     timings = _timings(bundles, recording, plan.steps, rounds)
-    report = _report(schedules["compressed"], bundles, images, timings)
+    report = figures_of(schedules["compressed"], bundles, images, timings, search_s)
     _write(report, images, out)
     return report
+
+
+def _found(latencies: Latencies) -> tuple[Plan, float]:
+    """Search a plan that takes nothing that isn't faster here; return it and the seconds taken."""
+    recording = demo_recording(CALIBRATION)
+    space = space_of(recording.capture(), latencies=latencies)
+    table = sampler_table(recording.scheduler, STEPS)
+    started = time.perf_counter()
+    with progress("search", STEPS) as advance:
+        found = find(
+            "greedy",
+            space,
+            table,
+            THRESHOLD,
+            guidance_scale=GUIDANCE_SCALE,
+            seed=SEED,
+            on_step=lambda _: advance(),
+        )
+    return found.plan, time.perf_counter() - started
 
 
 def _compiled(sched: Schedule, recording: Recording, place: Path, name: str) -> Bundle:
@@ -190,61 +172,6 @@ class EagerSampler:
         return latents
 
 
-def _report(
-    sched: Schedule,
-    bundles: dict[str, Bundle],
-    images: dict[str, Images],
-    timings: dict[str, Timing],
-) -> Report:
-    cost = schedule_cost(sched)
-    classifier = load_classifier()
-    labels = torch.arange(len(CLASSES))
-    with torch.no_grad():
-        accuracy = {
-            name: (classifier(torch.from_numpy(made)).argmax(-1) == labels).float().mean().item()
-            for name, made in images.items()
-        }
-    return Report(
-        attention_left=cost.attention_left,
-        model_left=cost.model_left,
-        predicted_speedup=1 / cost.model_left,
-        measured_speedup=timings["compressed"].ratio_to(timings["uncompressed"]),
-        per_image=timings,
-        closeness=closeness(images["compressed"], images["uncompressed"]),
-        accuracy=accuracy,
-        frechet=_distances(images),
-        frechet_note=small_sample(len(CLASSES), GlyphFeatures.num_features),
-        absent=_absent(images),
-        bundle_bytes=bytes_by_part(bundles["compressed"].manifest),
-        buckets=len(sched.buckets),
-        samples=len(CLASSES),
-        threads=torch.get_num_threads(),
-    )
-
-
-def _distances(images: dict[str, Images]) -> dict[str, float]:
-    """Return the Fréchet distance of each set, and of a fresh draw, to many drawn glyphs."""
-    labels = torch.arange(len(CLASSES))
-    generator = torch.Generator().manual_seed(0)
-    drawn = render_batch(labels, generator).numpy()
-    batches = [render_batch(labels, generator).numpy() for _ in range(DRAWN_EACH)]
-    references, features = np.concatenate(batches), GlyphFeatures.load()
-    found = {
-        name: frechet_distance(made, references, features).value
-        for name, made in {**images, "drawn": drawn}.items()
-    }
-    return {name: value for name, value in found.items() if value is not None}
-
-
-def _absent(images: dict[str, Images]) -> dict[str, str]:
-    """Return the figures that glyphs have none of, and why."""
-    figures = {
-        "LPIPS": lpips(images["compressed"], images["uncompressed"]),
-        "CLIP score": Figure(None, "glyphs are asked for by class: there are no prompts"),
-    }
-    return {name: figure.absent for name, figure in figures.items() if figure.absent is not None}
-
-
 def _write(report: Report, images: dict[str, Images], out: Path) -> None:
     record = {**asdict(report), "classes": CLASSES}
     for name, made in images.items():
@@ -264,43 +191,3 @@ def _write(report: Report, images: dict[str, Images], out: Path) -> None:
 
 def _note(report: Report, name: str) -> str:
     return f"{report.per_image[name].median_ms:.0f} ms an image"
-
-
-def lines(report: Report) -> Iterator[str]:
-    """Yield the report as lines for people."""
-    plain, small, eager = (
-        report.per_image[name] for name in ("uncompressed", "compressed", "eager")
-    )
-    yield ""
-    yield "                               uncompressed   compressed"
-    yield f"attention multiply-adds left         100.0%       {report.attention_left:6.1%}"
-    yield f"whole-model multiply-adds left       100.0%       {report.model_left:6.1%}"
-    yield f"time per image, ditc             {plain.median_ms:7.0f} ms   {small.median_ms:7.0f} ms"
-    yield f"time per image, eager PyTorch    {eager.median_ms:7.0f} ms"
-    plain_read, small_read = (report.accuracy[name] for name in ("uncompressed", "compressed"))
-    yield f"glyphs read as asked                 {plain_read:6.1%}       {small_read:6.1%}"
-    yield ""
-    reached = report.measured_speedup / report.predicted_speedup
-    rounds = len(small.rounds_ms)
-    yield (
-        f"speedup {report.measured_speedup:.2f}x, the median of {rounds} rounds in turn, of "
-        f"{report.predicted_speedup:.2f}x that the multiply-adds promise ({reached:.0%})"
-    )
-    yield f"one image at a time; PyTorch on {report.threads} threads, its fastest here"
-    if max(plain.spread, small.spread) > BUSY:
-        yield "the machine was busy: times differ between rounds, run it again when it is idle"
-    yield (
-        f"PSNR {report.closeness.psnr_db:.1f} dB, SSIM {report.closeness.ssim:.3f} "
-        f"against the uncompressed images, over {report.samples} of them"
-    )
-    distances = report.frechet
-    yield (
-        f"Fréchet distance to drawn glyphs {distances['compressed']:.1f} compressed, "
-        f"{distances['uncompressed']:.1f} uncompressed, {distances['drawn']:.1f} another draw"
-    )
-    if report.frechet_note is not None:
-        yield f"  ({report.frechet_note})"
-    for name, why in report.absent.items():
-        yield f"{name}: absent, {why}"
-    parts = ", ".join(f"{name} {size / 1e6:.2f} MB" for name, size in report.bundle_bytes.items())
-    yield f"bundle: {parts}, {report.buckets} buckets"

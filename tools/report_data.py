@@ -19,8 +19,8 @@ from ditc.runtime.manifest import MANIFEST_FILE, PLAN_FILE, Manifest
 
 from .inspecting import bytes_by_part
 from .report_colours import METHODS
-from .report_extras import Point
 from .report_plan import Absent, Costs, Searched, costs_of, notes_of, points_of, scaled, searched_of
+from .report_points import Point
 
 __all__ = ["Facts", "Memory", "read_facts"]
 

@@ -13,9 +13,10 @@ from ditc.runtime.errors import DitcError
 
 from .images import to_bytes
 from .report_plan import Absent
+from .report_points import Point
 from .report_words import decibels, milliseconds
 
-__all__ = ["Demo", "Latency", "Pixels", "Point", "read_bench", "read_demo", "read_pareto"]
+__all__ = ["Demo", "Latency", "Pixels", "read_bench", "read_demo", "read_pareto"]
 
 SIDES = ("uncompressed", "compressed")
 MAX_IMAGES = 64
@@ -31,25 +32,6 @@ class Latency:
     median_ms: float
     low_ms: float
     high_ms: float
-
-
-@dataclass(frozen=True)
-class Point:
-    """A plan in the plane of what it costs and what it errs.
-
-    Attributes:
-        cost: milliseconds, or share of multiply-adds left.
-        measured: whether the cost is milliseconds.
-        loss: what it errs.
-        threshold: δ it was searched with, if known.
-        label: what the chart calls it.
-    """
-
-    cost: float
-    measured: bool
-    loss: float
-    threshold: float | None
-    label: str
 
 
 @dataclass(frozen=True)

@@ -14,11 +14,12 @@ from pathlib import Path
 
 from .report_colours import METHODS, STYLES, css_variables
 from .report_data import Facts
-from .report_extras import Demo, Latency, Point
+from .report_extras import Demo, Latency
 from .report_images import comparison_html
 from .report_lanes import heat_map, lanes, latency_lane, least_squares, legend, work_lane
 from .report_pareto import pareto_chart
 from .report_plan import Absent
+from .report_points import Point
 from .report_words import byte_size, milliseconds, quantity, site_pattern
 
 __all__ = ["Extras", "embedded", "page"]

@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from html import escape
 
-from .report_extras import Point
+from .report_points import Point
 from .report_words import milliseconds
 
 __all__ = ["frontier", "pareto_chart"]

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from ditc.passes import Method, Plan
 
-from .report_extras import Point
+from .report_points import Point
 from .thresholds import error_limit, threshold_of
 
 __all__ = [
