@@ -1,8 +1,8 @@
 """Bench the limit on buckets on a DiT-XL/2 plan: `python -m ditc.tools.bench_buckets [SEED]`.
 
 A plan of 50 steps whose cells are drawn with a mix of methods that leaves half of the attention's
-multiply-adds (49% at D4 of DiTFastAttn on DiT-XL/2-512), once cell by cell, once with sites that keep a
-method for a while as searched plans do. Nothing of the model but its shapes enters.
+multiply-adds (49% at D4 of DiTFastAttn on DiT-XL/2-512), once cell by cell, once with sites that
+keep a method for a while as searched plans do. Nothing of the model but its shapes enters.
 """
 
 import json
