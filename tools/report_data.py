@@ -4,14 +4,11 @@ Everything is turned into plain tuples here, indexed by step and by site, so tha
 are made without torch.
 """
 
-import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
-
-import numpy as np
 
 from ditc.runtime.errors import BundleError, DitcError
 from ditc.runtime.files import check_files, read_text
@@ -142,7 +139,7 @@ def _of_bundle(path: Path) -> Facts:
         costs, unfit = scaled(costs_of(plan, rows, kept), totals)
         searched, untold = searched_of(plan)
         absent = (*unfit, *untold)
-    slots = sum(math.prod(slot.shape) * np.dtype(slot.dtype).itemsize for slot in manifest.slots)
+    slots = sum(manifest.storage_bytes.values())
     latents = manifest.input_of("latents")
     return Facts(
         source=path.resolve().name,
