@@ -258,7 +258,7 @@ def test_inspect_a_bundle(capsys: Capture) -> None:
     assert lines[1] == "model      tests.models.PlainDenoiser"
     assert lines[2] == "target     onnx, fp32, CFG cond-first"
     assert "input      x float32 [4, 25, 16] (latents)" in lines
-    assert "slots      2, 0.01 MB" in lines
+    assert "slots      2 in 1 storages, 0.01 MB" in lines
     assert lines[-3] == "attentions.0  #wc."
     assert lines[-1] == "full 25%, asc 25%, wa-rs 25%, ast 25%"
     assert [line.split()[0] for line in lines if line.startswith("b0")] == [

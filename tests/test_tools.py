@@ -3,7 +3,6 @@
 import io
 import statistics
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +18,7 @@ from ditc.tools.images import comparison, save_images, to_bytes
 from ditc.tools.inspecting import bytes_by_part
 from ditc.tools.models import demo_recording, parse_call
 from ditc.tools.progress import progress
-from ditc.tools.quality import Closeness, closeness
+from ditc.tools.quality import closeness
 from ditc.tools.running import example_inputs
 from ditc.tools.timing import Timing, in_turn, timing
 
@@ -174,63 +173,6 @@ def test_progress_is_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_parse_call() -> None:
     assert parse_call('{"height": 64, "prompt": "a cat"}') == {"height": 64, "prompt": "a cat"}
-
-
-REPORT = demo.Report(
-    attention_left=0.25,
-    model_left=0.5,
-    predicted_speedup=2.0,
-    measured_speedup=1.5,
-    per_image={
-        "uncompressed": timing([90.0]),
-        "compressed": timing([60.0]),
-        "eager": timing([120.0]),
-    },
-    closeness=Closeness(psnr_db=25.04, ssim=0.9876),
-    accuracy={"uncompressed": 1.0, "compressed": 0.975},
-    frechet={"compressed": 140.04, "uncompressed": 120.0, "drawn": 110.0},
-    frechet_note="36 images can't span 256 features",
-    absent={"LPIPS": "images of 32 x 32 are too small"},
-    bundle_bytes={"weights": 8_000_000, "graphs": 250_000, "other": 9_000},
-    buckets=6,
-    samples=36,
-    threads=2,
-)
-
-
-def test_the_lines_of_a_report() -> None:
-    text = "\n".join(demo.lines(REPORT))
-    for part in (
-        "attention multiply-adds left         100.0%        25.0%",
-        "whole-model multiply-adds left       100.0%        50.0%",
-        "time per image, ditc                  90 ms        60 ms",
-        "time per image, eager PyTorch        120 ms",
-        "glyphs read as asked                 100.0%        97.5%",
-        "speedup 1.50x, the median of 1 rounds in turn, of 2.00x that the multiply-adds promise",
-        "one image at a time; PyTorch on 2 threads",
-        "PSNR 25.0 dB, SSIM 0.988 against the uncompressed images, over 36 of them",
-        "Fréchet distance to drawn glyphs 140.0 compressed, 120.0 uncompressed, 110.0 another draw",
-        "  (36 images can't span 256 features)",
-        "LPIPS: absent, images of 32 x 32 are too small",
-        "bundle: weights 8.00 MB, graphs 0.25 MB, other 0.01 MB, 6 buckets",
-    ):
-        assert part in text
-    assert "busy" not in text
-
-
-def test_figures_of_glyphs_that_are_drawn_and_of_noise() -> None:
-    """Drawn glyphs are nearer to drawn glyphs than noise is; there is no LPIPS of 32 pixels."""
-    glyphs = demo.render_batch(torch.arange(36), torch.Generator().manual_seed(9)).numpy()
-    images = {"uncompressed": glyphs, "compressed": draw(36, 1, 32, 32)}
-    found = demo._distances(images)
-    assert found["uncompressed"] == pytest.approx(found["drawn"], rel=0.3)
-    assert found["compressed"] > 3 * found["drawn"]
-    assert list(demo._absent(images)) == ["LPIPS", "CLIP score"]
-
-
-def test_a_busy_machine_is_said() -> None:
-    busy = {**REPORT.per_image, "compressed": timing([60.0, 200.0, 61.0, 190.0])}
-    assert "the machine was busy" in "\n".join(demo.lines(replace(REPORT, per_image=busy)))
 
 
 def test_the_eager_sampler_makes_what_the_engine_makes() -> None:

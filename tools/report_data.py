@@ -3,13 +3,10 @@
 Everything is turned into plain tuples here, indexed by step and by site.
 """
 
-import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-
-import numpy as np
 
 from ditc.passes import Plan
 from ditc.passes.liveness import kept_residuals
@@ -140,7 +137,7 @@ def _of_bundle(path: Path) -> Facts:
         costs, unfit = scaled(costs_of(plan, rows, kept), totals)
         searched, untold = searched_of(plan)
         absent = (*unfit, *untold)
-    slots = sum(math.prod(slot.shape) * np.dtype(slot.dtype).itemsize for slot in manifest.slots)
+    slots = sum(manifest.storage_bytes.values())
     latents = manifest.input_of("latents")
     return Facts(
         source=path.resolve().name,
