@@ -17,6 +17,7 @@ from torch.utils import _pytree as pytree
 __all__ = ["Intercepted", "arrow_mask"]
 
 ATTENTION: Callable[..., object] = functional.scaled_dot_product_attention
+NORM: Callable[..., object] = torch.linalg.vector_norm
 Heads = torch.Tensor
 """`[..., heads, tokens, head_dim]`."""
 
@@ -109,6 +110,8 @@ class Intercepted(TorchFunctionMode):
         """Run a torch function, or a site in the place of an attention."""
         del types
         given = dict(kwargs or {})
+        if func is NORM and given.get("dtype") is not None:
+            given["dtype"] = torch.float64  # of numbers in fp64, which it must not narrow
         if func is not ATTENTION:
             return func(*args, **given)
         names = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
