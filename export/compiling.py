@@ -88,6 +88,7 @@ def compile(  # noqa: A001 (the contract's name)
     table = None if sampler is None else sampler_table(sampler, sched.steps)
     if table is not None:
         _check_timestep(sched.program, table)
+        _check_variance(sched.program, table)
     place = Path(out_dir)
     with staged(place) as folder:
         lowered = _lowered(
@@ -159,6 +160,18 @@ def _check_timestep(program: Program, table: SamplerTable) -> None:
         raise LoweringError(
             f"input {given.name} is {_dtype(given.dtype)}, but {table.scheduler} has the timestep "
             f"{broken[0]:g}: capture with a timestep of torch.float32"
+        )
+
+
+def _check_variance(program: Program, table: SamplerTable) -> None:
+    """Refuse a sampler that takes its variance from a model that doesn't predict it."""
+    shape = tuple(flat_outputs(program.graph_module.graph)[0].meta["val"].shape)
+    expected = (program.latents.shape[0], 2 * program.latents.shape[1], *program.latents.shape[2:])
+    if table.log_variance is not None and shape != expected:
+        raise LoweringError(
+            f"{table.scheduler} of variance_type 'learned_range' takes its variance from the "
+            f"model, whose output {program.outputs[0]} is {list(shape)}, expected "
+            f"{list(expected)} with twice the latents' channels: build it with a fixed variance"
         )
 
 

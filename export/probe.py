@@ -4,6 +4,9 @@ Schedulers act element by element, so that every x_k and m_k can be given a coor
 one element of a tensor, and a single run answers what each step makes of each of them:
 
     x_{k+1} = sum_i latents[k, i] * x_i + sum_i outputs[k, i] * m_i + noise
+
+A scheduler of `variance_type="learned_range"` takes the noise's variance from the second half of
+the model's channels: it is asked with -1 and with 1 there, for the least and the most it may be.
 """
 
 import copy
@@ -29,7 +32,7 @@ FLAGS: dict[str, tuple[tuple[object, ...], str]] = {
     "thresholding": ((True,), "rescales the predicted sample: build it with thresholding=False"),
     "variance_type": (
         ("learned", "learned_range"),
-        "takes the variance from the model: build it with a fixed variance",
+        "takes the variance from the model in its own way: build it with a fixed variance",
     ),
 }
 OTHERWISE = "use one such as DDIM, DPMSolverMultistep, UniPCMultistep or FlowMatchEulerDiscrete"
@@ -63,6 +66,8 @@ class Response:
         outputs: [T, T], row k the share of each m_i in x_{k+1}.
         noise: [T, N], x_{k+1} where all latents and model outputs are zero.
         draws: T of [N], the standard normal noise drawn in each step, None where it draws none.
+        most_noise: as `noise`, where the model predicts 1 for the variance and -1 there; None
+            where the model doesn't predict it.
     """
 
     scale: Array
@@ -70,6 +75,7 @@ class Response:
     outputs: Array
     noise: Array
     draws: list[Array | None]
+    most_noise: Array | None
 
 
 @dataclass(frozen=True)
@@ -165,6 +171,8 @@ class Probe:
         self.kwargs: dict[str, object] = {**step_kwargs, "return_dict": False}
         names = list(inspect.signature(scheduler.step).parameters)
         self.takes_generator = "generator" in names
+        config: Mapping[str, object] = getattr(scheduler, "config", {})
+        self.learns_variance = config.get("variance_type") == "learned_range"
         allowed = [name for name in names if name not in OWN_KWARGS]
         for key in step_kwargs:
             if key not in allowed:
@@ -222,20 +230,30 @@ class Probe:
     def _free_run(self, latents: Array, outputs: Array) -> Run:
         x = torch.from_numpy(latents)[:, None, :, None, None]
         m = torch.from_numpy(outputs)[:, None, :, None, None]
-        return self.run(x[0], lambda k, _: x[k], lambda k, _: m[k])
+        return self.run(x[0], lambda k, _: x[k], lambda k, _: self._told(m[k], 0.0))
+
+    def _told(self, output: torch.Tensor, variance: float) -> torch.Tensor:
+        """Return a model's whole output, with its prediction of the variance if it has one."""
+        if not self.learns_variance:
+            return output
+        return torch.cat([output, torch.full_like(output, variance)], dim=1)
 
     def response(self) -> Response:
         """Return the answers to unit vectors, in float64, and to noise alone, in float32."""
         unit = np.eye(2 * self.steps)
         inputs, answers = self.answers(unit[: self.steps], unit[self.steps :])
         zeros = torch.zeros(NOISE_SHAPE)
-        noise = self.run(zeros, lambda *_: zeros, lambda *_: zeros)
+        noise = self.run(zeros, lambda *_: zeros, lambda *_: self._told(zeros, -1.0))
+        most = None
+        if self.learns_variance:
+            most = self.run(zeros, lambda *_: zeros, lambda *_: self._told(zeros, 1.0))
         return Response(
             scale=np.diagonal(inputs).copy(),
             latents=answers[:, : self.steps],
             outputs=answers[:, self.steps :],
             noise=_stack(noise.latents),
             draws=[None if draw is None else _flat(draw) for draw in noise.draws],
+            most_noise=None if most is None else _stack(most.latents),
         )
 
     def remedy(self) -> str:

@@ -7,6 +7,7 @@ step before took from it, so that a multiple of x_k, which that step returned, s
 past, and the near past is all that is left beside it.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -131,13 +132,12 @@ def _row(response: Response, k: int, history: int, carried: Array) -> _Row:
     return _Row(latents, outputs, carried)
 
 
-def _noise(probe: Probe, response: Response, k: int, carried: Array) -> float:
+def _noise(probe: Probe, noise: Array, draw: Array | None, k: int, carried: Array) -> float:
     """Return the factor of the noise that step k draws, earlier noise being in the latents."""
     before = [k - i for i in range(1, len(carried) + 1)]
-    earlier = carried[:, None] * response.noise[before]
-    answer = response.noise[k] - earlier.sum(0)
-    size = max(np.abs(response.noise[k]).max(), np.abs(earlier).max(initial=0.0))
-    draw = response.draws[k]
+    earlier = carried[:, None] * noise[before]
+    answer = noise[k] - earlier.sum(0)
+    size = max(np.abs(noise[k]).max(), np.abs(earlier).max(initial=0.0))
     factor = 0.0 if draw is None else float(answer @ draw / (draw @ draw))
     rest = np.abs(answer if draw is None else answer - factor * draw).max()
     if not rest <= LINEAR * size:
@@ -148,7 +148,31 @@ def _noise(probe: Probe, response: Response, k: int, carried: Array) -> float:
     return factor
 
 
+def _log_variance(
+    probe: Probe, least: list[float], most: list[float]
+) -> tuple[tuple[float, float], ...]:
+    """Return the log variances of noise of these factors; zeros where there is none."""
+    for k, (low, high) in enumerate(zip(least, most, strict=True)):
+        if min(low, high) < 0 or (low > 0) != (high > 0):
+            raise LoweringError(
+                f"{probe.name} step {k} takes {low:.2g} to {high:.2g} of its noise as the model "
+                f"predicts, expected factors above zero; {probe.remedy()}"
+            )
+    return tuple(
+        (2 * math.log(low), 2 * math.log(high)) if low else (0.0, 0.0)
+        for low, high in zip(least, most, strict=True)
+    )
+
+
 def _table(probe: Probe, response: Response, rows: list[_Row]) -> SamplerTable:
+    def factors(noise: Array) -> list[float]:
+        draws = response.draws
+        return [_noise(probe, noise, draws[k], k, row.carried) for k, row in enumerate(rows)]
+
+    noise, learned = factors(response.noise), None
+    if response.most_noise is not None:
+        learned = _log_variance(probe, noise, factors(response.most_noise))
+        noise = [float(factor > 0) for factor in noise]
     return SamplerTable(
         scheduler=probe.name,
         timesteps=_floats(probe.scheduler.timesteps.double().numpy()),
@@ -156,7 +180,8 @@ def _table(probe: Probe, response: Response, rows: list[_Row]) -> SamplerTable:
         input_scale=_floats(response.scale),
         latents=tuple(_floats(row.latents) for row in rows),
         outputs=tuple(_floats(row.outputs) for row in rows),
-        noise=tuple(_noise(probe, response, k, row.carried) for k, row in enumerate(rows)),
+        noise=tuple(noise),
+        log_variance=learned,
     )
 
 
@@ -178,15 +203,23 @@ def _check_run(probe: Probe, table: SamplerTable) -> None:
     def model(x: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         return np.tanh(x @ mix / 2)
 
-    run = probe.run(
-        torch.from_numpy(first), lambda _, x: x, lambda _, x: torch.from_numpy(model(x.numpy()))
-    )
+    def variance(x: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        predicted: npt.NDArray[np.float32] = np.tanh(x @ mix.T)
+        return predicted
+
+    def whole_output(_: int, x: torch.Tensor) -> torch.Tensor:
+        parts = (model, variance) if probe.learns_variance else (model,)
+        return torch.from_numpy(np.concatenate([part(x.numpy()) for part in parts], axis=1))
+
+    run = probe.run(torch.from_numpy(first), lambda _, x: x, whole_output)
     alone, whole = SamplerState(table), SamplerState(table)
     before, x, largest = first, first, 0.0
     for k, (latents, draw) in enumerate(zip(run.latents, run.draws, strict=True)):
         after, noise = latents.numpy(), None if draw is None else draw.numpy()
-        once = alone.advance(k, before, model(alone.model_input(k, before)), noise)
-        x = whole.advance(k, x, model(whole.model_input(k, x)), noise)
+        given = alone.model_input(k, before)
+        once = alone.advance(k, before, model(given), noise, variance(given))
+        given = whole.model_input(k, x)
+        x = whole.advance(k, x, model(given), noise, variance(given))
         size = max(np.abs(before).max(), np.abs(after).max())
         largest = max(largest, size)
         off = max(np.abs(once - after).max() / size, np.abs(x - after).max() / largest)

@@ -9,7 +9,7 @@ import numpy.typing as npt
 from .engine import Array, Backend, Engine
 from .errors import BundleError, EngineError
 from .files import check_files, read_text
-from .guidance import Latents, condition, guide, latents_shape
+from .guidance import Latents, condition, guide, latents_shape, learned_variance
 from .inputs import check_array, check_finite, check_names
 from .manifest import CONDITIONING_FILE, MANIFEST_FILE, WEIGHTS_FILE, InputInfo, Manifest
 from .ort import CPU, OrtBackend
@@ -147,7 +147,8 @@ class Bundle:
                 predicted = outputs[self.manifest.outputs[0].name]
                 check_finite(f"step {k}: the model's output", predicted)
                 guided = guide(self.manifest.cfg, predicted, scale, shape)
-                x = state.advance(k, x, guided, _noise_of(k, table, draw, given, shape))
+                variance = learned_variance(self.manifest.cfg, predicted, shape)
+                x = state.advance(k, x, guided, _noise_of(k, table, draw, given, shape), variance)
             check_finite(f"step {k}: the latents", x)
             if callback is not None:
                 callback(k, table.steps, x.copy())

@@ -10,7 +10,15 @@ from .errors import EngineError
 from .inputs import as_array, check_array, check_names
 from .manifest import InputInfo, Manifest
 
-__all__ = ["Latents", "condition", "guide", "join", "latents_shape", "split"]
+__all__ = [
+    "Latents",
+    "condition",
+    "guide",
+    "join",
+    "latents_shape",
+    "learned_variance",
+    "split",
+]
 
 Latents = npt.NDArray[np.float32]
 
@@ -37,12 +45,12 @@ def guide(cfg: str | None, output: Array, scale: float, shape: tuple[int, ...]) 
     """Return what the sampler takes from a model output, float32 of `shape`.
 
     A model that also predicts a variance returns twice the channels, of which the first half
-    counts. Under guidance it is `u + scale * (c - u)` from the halves c and u.
+    counts here. Under guidance it is `u + scale * (c - u)` from the halves c and u.
 
     Raises:
         EngineError: if the output has another shape.
     """
-    if len(shape) > 1 and output.ndim > 1 and output.shape[1] == 2 * shape[1]:
+    if _has_variance(output, shape):
         output = output[:, : shape[1]]
     full = (2 * shape[0] if cfg else shape[0], *shape[1:])
     if output.shape != full:
@@ -56,6 +64,22 @@ def guide(cfg: str | None, output: Array, scale: float, shape: tuple[int, ...]) 
     conditional, unconditional = (np.asarray(half, np.float32) for half in split(cfg, values))
     guided: Latents = unconditional + np.float32(scale) * (conditional - unconditional)
     return guided
+
+
+def learned_variance(cfg: str | None, output: Array, shape: tuple[int, ...]) -> Latents | None:
+    """Return what a model predicts of the noise's variance, float32 of `shape`, if it does.
+
+    It is the second half of the channels, and isn't guided: the conditional half's is taken, as
+    the pipelines do that sample with it (GLIDE, DiT's own code, DeepFloyd IF, Open-Sora).
+    """
+    if not _has_variance(output, shape):
+        return None
+    variance = output[:, shape[1] :]
+    return np.asarray(variance if cfg is None else split(cfg, variance)[0], np.float32)
+
+
+def _has_variance(output: Array, shape: tuple[int, ...]) -> bool:
+    return len(shape) > 1 and output.ndim > 1 and output.shape[1] == 2 * shape[1]
 
 
 def condition(

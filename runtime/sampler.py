@@ -11,6 +11,12 @@ history J that is 1 for one-step samplers such as DDIM (Song et al. 2020, arXiv 
 and more for multistep ones such as DPM-Solver++ (Lu et al. 2022, arXiv 2211.01095) and UniPC
 (Zhao et al. 2023, arXiv 2302.04867). `ditc.export.sampler` reads the coefficients off a diffusers
 scheduler.
+
+Where the model also predicts how much noise a step adds, as v in the second half of its channels,
+the factor of z_k is interpolated in log variance (Nichol and Dhariwal 2021, arXiv 2102.09672,
+eq. 15), from `low` at v = -1 to `high` at v = 1:
+
+    noise[k] * exp((low + (high - low) * (v_k + 1) / 2) / 2),   low, high = log_variance[k]
 """
 
 import math
@@ -21,7 +27,14 @@ import numpy as np
 import numpy.typing as npt
 
 from .errors import BundleError, EngineError
-from .fields import JsonValue, read_list, read_number, read_object, read_string
+from .fields import (
+    JsonValue,
+    read_list,
+    read_mapping,
+    read_number,
+    read_object,
+    read_string,
+)
 
 __all__ = ["SamplerState", "SamplerTable"]
 
@@ -41,6 +54,8 @@ class SamplerTable:
         latents: [T][J], factors of x_k, x_{k-1}, …; zero for steps before the first.
         outputs: [T][J], factors of the model outputs m_k, m_{k-1}, …; zero before the first.
         noise: [T], factor of the noise; zero where the step draws none.
+        log_variance: [T][2], log variance of the noise where the model predicts -1 and 1; None
+            where the model doesn't predict it.
 
     Raises:
         BundleError: if the lengths don't agree, a number isn't finite, or a coefficient refers to a
@@ -54,6 +69,7 @@ class SamplerTable:
     latents: tuple[Row, ...]
     outputs: tuple[Row, ...]
     noise: Row
+    log_variance: tuple[Row, ...] | None = None
 
     def __post_init__(self) -> None:
         if not self.timesteps:
@@ -65,6 +81,11 @@ class SamplerTable:
             _check_finite(name, row)
         for name in ("latents", "outputs"):
             self._check_rows(name, getattr(self, name))
+        if self.log_variance is not None:
+            _check_length("log_variance", len(self.log_variance), self.steps)
+            for step, row in enumerate(self.log_variance):
+                _check_length(f"log_variance[{step}]", len(row), 2)
+                _check_finite(f"log_variance[{step}]", row)
 
     def _check_rows(self, name: str, rows: tuple[Row, ...]) -> None:
         _check_length(name, len(rows), self.steps)
@@ -96,7 +117,11 @@ class SamplerTable:
 
     def to_json(self) -> dict[str, JsonValue]:
         """Return the table as JSON values; `from_json` gives back an equal table, bit for bit."""
+        learned: dict[str, JsonValue] = {}
+        if self.log_variance is not None:
+            learned["log_variance"] = [list(row) for row in self.log_variance]
         return {
+            **learned,
             "scheduler": self.scheduler,
             "timesteps": list(self.timesteps),
             "init_noise_scale": self.init_noise_scale,
@@ -113,7 +138,8 @@ class SamplerTable:
         Raises:
             BundleError: if a field is missing, unknown, of another type or length, or not finite.
         """
-        found = read_object(value, "sampler", [field.name for field in fields(cls)])
+        found = {"log_variance": None, **read_mapping(value, "sampler")}
+        found = read_object(found, "sampler", [field.name for field in fields(cls)])
         return cls(
             scheduler=read_string(found["scheduler"], "sampler.scheduler"),
             timesteps=_read_row(found["timesteps"], "sampler.timesteps"),
@@ -122,6 +148,11 @@ class SamplerTable:
             latents=read_list(found["latents"], "sampler.latents", _read_row),
             outputs=read_list(found["outputs"], "sampler.outputs", _read_row),
             noise=_read_row(found["noise"], "sampler.noise"),
+            log_variance=(
+                None
+                if found["log_variance"] is None
+                else read_list(found["log_variance"], "sampler.log_variance", _read_row)
+            ),
         )
 
 
@@ -150,7 +181,12 @@ class SamplerState:
         return _scaled(latents, self.table.input_scale[k]).astype(np.float32)
 
     def advance(
-        self, k: int, latents: Array, model_output: Array, noise: Array | None = None
+        self,
+        k: int,
+        latents: Array,
+        model_output: Array,
+        noise: Array | None = None,
+        variance: Array | None = None,
     ) -> Array:
         """Return the latents after step `k`, a new float32 array.
 
@@ -159,9 +195,12 @@ class SamplerState:
             latents: x_k, the latents before the step, unscaled.
             model_output: m_k, the model's output with guidance applied, of the latents' shape.
             noise: z_k of the latents' shape, standard normal; unused where `table.noise[k]` is 0.
+            variance: v_k of the latents' shape, what the model predicts of the noise's variance;
+                unused where the table has no `log_variance`.
 
         Raises:
-            EngineError: if `k` is out of turn, shapes differ, or a stochastic step has no noise.
+            EngineError: if `k` is out of turn, shapes differ, or a stochastic step has no noise or
+                lacks the variance.
         """
         self._check_step(k)
         if k not in (0, self._next):
@@ -177,8 +216,8 @@ class SamplerState:
             *zip(self.table.latents[k], self._latents, strict=False),
             *zip(self.table.outputs[k], self._outputs, strict=False),
         ]
-        if noise is not None:
-            terms.append((self.table.noise[k], noise))
+        if noise is not None and self.table.noise[k]:
+            terms.append((self.table.noise[k], self._of_learned_variance(k, noise, variance)))
         total = np.zeros(np.shape(latents), np.float64)
         for factor, array in terms:
             if factor:
@@ -197,6 +236,21 @@ class SamplerState:
         self._latents = [np.array(snapshot[f"latents.{age}"], np.float32) for age in ages]
         self._outputs = [np.array(snapshot[f"outputs.{age}"], np.float32) for age in ages]
         self._next = step
+
+    def _of_learned_variance(self, k: int, noise: Array, variance: Array | None) -> Array:
+        """Return the noise with the variance that the model predicts, if it does."""
+        if self.table.log_variance is None:
+            return noise
+        if variance is None:
+            raise EngineError(
+                f"sampler step {k} of {self.table.scheduler} takes its variance from the model and "
+                "was given none, expected the second half of the model's channels"
+            )
+        _check_shape(k, "variance", variance, noise)
+        low, high = self.table.log_variance[k]
+        log_variance = low + (high - low) * (_scaled(variance, 0.5) + 0.5)
+        scaled: Array = (np.exp(log_variance / 2) * noise).astype(np.float32)
+        return scaled
 
     def _remember(self, newest: Array, past: list[Array]) -> list[Array]:
         return [np.array(newest, np.float32), *past][: self.table.history]

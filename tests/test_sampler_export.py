@@ -288,9 +288,9 @@ REFUSED = [
         "can't be probed.*its config variance_type='learned' takes the variance from the model",
     ),
     (
-        "DDPMScheduler",
-        {"clip_sample": False, "variance_type": "learned_range"},
-        "can't be probed.*its config variance_type='learned_range'",
+        "DPMSolverMultistepScheduler",
+        {"variance_type": "learned_range"},
+        "can't be probed.*its config variance_type='learned_range' takes the variance",
     ),
     ("UniPCMultistepScheduler", {"solver_type": "bh1"}, "itself returns NaN.*at step 5 of this"),
     ("PNDMScheduler", {}, "evaluates the model 15 times when set to 6 steps, expected 6"),

@@ -7,7 +7,7 @@ import numpy.typing as npt
 import torch
 
 from ditc.passes import Program
-from ditc.runtime.guidance import guide
+from ditc.runtime.guidance import guide, learned_variance
 from ditc.runtime.sampler import SamplerState, SamplerTable
 
 __all__ = ["Trajectory"]
@@ -67,8 +67,11 @@ class Trajectory:
 
     def advance(self, step: int, output: torch.Tensor) -> None:
         """Go on from the model's output at a step, `[batch, channels, …]`."""
-        guided = guide(self._program.cfg, output.numpy(), self._scale, self._shape)
-        self.latents = self._state.advance(step, self.latents, guided, self._noise(step))
+        cfg, predicted = self._program.cfg, output.numpy()
+        guided = guide(cfg, predicted, self._scale, self._shape)
+        variance = learned_variance(cfg, predicted, self._shape)
+        noise = self._noise(step)
+        self.latents = self._state.advance(step, self.latents, guided, noise, variance)
 
     def _noise(self, step: int) -> npt.NDArray[np.float32] | None:
         """Draw the noise of a step, if it takes any."""
