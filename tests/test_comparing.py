@@ -105,6 +105,7 @@ def test_why_for_programs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
         "search": "greedy",
         "threshold": pytest.approx(0.1),
         "losses": {"ast": 0.5, "wa-rs+asc": 0.02},
+        "gated": [],
     }
     assert written == {**record, "search": None, "threshold": None, "losses": None}
 

@@ -167,7 +167,7 @@ def test_two_processes_write_the_same_bytes(tmp_path: Path) -> None:
         {path.name: path.read_bytes() for path in (tmp_path / seed).iterdir()}
         for seed in ("1", "2")
     )
-    assert len(first) == 6
+    assert len(first) == 7
     assert first == second
 
 

@@ -40,14 +40,12 @@ PLAIN = {
     1: (Method.WA_RS, False),
     2: (Method.ASC, True),
     3: (Method.WA_RS_ASC, False),
-    4: (Method.FULL, False),
-    5: (Method.ASC, False),
-    6: (Method.FULL, False),
-    7: (Method.AST, False),
+    4: (Method.ASC, False),
+    5: (Method.FULL, False),
+    6: (Method.AST, False),
 }
 """Steps of the plan that shows all methods: each one's method, and whether a later window needs its
-residual. Step 6 leaves its output to step 7; step 4 is the one that `full` is timed by."""
-TIMED = (0, 1, 2, 3, 4, 5, 7)
+residual. Step 5 leaves its output to step 6."""
 
 
 def bench_sites(options: argparse.Namespace) -> None:
@@ -234,8 +232,7 @@ def _site_latency(
     site = sched.program.sites[0].name
     ms: dict[Method, float] = {}
     keeping_ms: dict[Method, float] = {}
-    for step in TIMED:
-        method, keeps = PLAIN[step]
+    for step, (method, keeps) in PLAIN.items():
         if sched.plan.method(step, site) is method:
             (keeping_ms if keeps else ms)[method] = times[name, step]
     order = [method for method in Method if method in ms]
