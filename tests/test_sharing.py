@@ -18,7 +18,7 @@ from ditc.runtime.manifest import Manifest
 from ditc.runtime.weights import map_tensors
 
 from .compiled import planned, workshop
-from .models import PlainDenoiser, SdpaAttention, noise
+from .models import PlainDenoiser, SdpaAttention, noise, randomised
 
 WIDTH = 1312
 LAYERS = 2
@@ -47,8 +47,7 @@ print(psutil.Process().memory_full_info().pss)
 @pytest.fixture(scope="module")
 def places() -> Iterator[dict[str, Path]]:
     """A model of over 100 MB, in a bundle of many graphs and in one of a single graph."""
-    torch.manual_seed(0)
-    module = PlainDenoiser(SdpaAttention, layers=LAYERS, width=WIDTH).eval()
+    module = randomised(PlainDenoiser(SdpaAttention, layers=LAYERS, width=WIDTH))
     kwargs = {"x": noise(2, 25, WIDTH), "t": torch.ones(2)}
     program = capture(module, kwargs, cfg="cond-first")
     one = planned(program, *("full",) * len(METHODS))
