@@ -1,6 +1,7 @@
 """Compile a schedule into a bundle."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -85,7 +86,7 @@ def compile(  # noqa: A001 (the contract's name)
     _check_choice("precision", precision, PRECISIONS)
     _check_dtypes(sched.program, precision)
     _check_scheduler(sched.plan, sampler)
-    table = None if sampler is None else sampler_table(sampler, sched.steps)
+    table = None if sampler is None else _told(sched.program, sampler_table(sampler, sched.steps))
     if table is not None:
         _check_timestep(sched.program, table)
         _check_variance(sched.program, table)
@@ -144,6 +145,11 @@ def _check_scheduler(plan: Plan, sampler: object) -> None:
         "a plan with this one, or use dataclasses.replace(plan, scheduler=None) to have it all "
         "the same"
     )
+
+
+def _told(program: Program, table: SamplerTable) -> SamplerTable:
+    """Return a table with the timesteps that the denoiser is told."""
+    return replace(table, timesteps=tuple(program.told.of(time) for time in table.timesteps))
 
 
 def _check_timestep(program: Program, table: SamplerTable) -> None:

@@ -1,6 +1,7 @@
 """Capture a denoiser: module and arguments → aten graph, inputs, sites."""
 
 from collections.abc import Mapping, Set
+from dataclasses import replace
 
 import torch
 from torch import fx
@@ -13,9 +14,12 @@ from .base import run
 from .clean_inference import CleanInference
 from .exporting import export
 from .graphs import add_weight
+from .grid import token_grid
+from .identity import CFG_LAYOUTS, in_batch
 from .program import CfgLayout, Identity, Input, Program, Role, flatten, stack
 from .remove_dead_code import RemoveDeadCode
 from .sites import find_sites
+from .told import Told
 from .unlifting import unlift
 
 __all__ = ["capture"]
@@ -31,6 +35,8 @@ def capture(
     *,
     latents: str | None = None,
     timestep: str | None = None,
+    unconditional: Mapping[str, object] | None = None,
+    told: Told | None = None,
 ) -> Program:
     """Capture a denoiser as a program.
 
@@ -38,9 +44,12 @@ def capture(
         module: the denoiser; captured in eval mode, its mode is restored. Weights are shared
             with the program, not copied.
         kwargs: arguments of one call, all by name; tensors become inputs, all else is fixed.
-        cfg: order of the two halves of classifier-free guidance in the batch, None without.
+        cfg: order of the two halves of classifier-free guidance in the batch, None without;
+            `separate` where each half has a call of its own, whose arguments are one call's then.
         latents: name of the argument that holds the latents, found by name if None.
         timestep: name of the argument that holds the timestep, found by name if None.
+        unconditional: arguments of the unconditional call, where `kwargs` are the conditional's.
+        told: how the timestep follows from the scheduler's; it is the scheduler's if None.
 
     Returns:
         A program that computes, to the bit, what the module computes.
@@ -50,6 +59,7 @@ def capture(
             batch can't be split into halves.
     """
     roles = _Roles(latents, timestep)
+    _check_layout(cfg, unconditional)
     stacked = frozenset(name for name in roles.latents if _is_samples(kwargs.get(name)))
     given = stack(kwargs, stacked)
     out_spec = _out_spec(module, kwargs) if stacked else None
@@ -64,11 +74,12 @@ def capture(
     _check_timestep(inputs, timestep)
     example = {entry.name: _tensor(tensors[paths[entry.name]]).detach().clone() for entry in inputs}
     held = next(entry.name for entry in inputs if entry.role == "latents")
-    return Program(
+    sites = find_sites(graph_module.graph, example, held)
+    program = Program(
         graph_module=graph_module,
         inputs=inputs,
         outputs=_output_names(exported, {entry.name for entry in inputs}),
-        sites=find_sites(graph_module.graph, example, held),
+        sites=sites,
         cfg=cfg,
         identity=Identity.of(module),
         constants={
@@ -80,7 +91,18 @@ def capture(
         in_paths={entry.name: paths[entry.name] for entry in inputs},
         out_spec=out_spec or exported.call_spec.out_spec,
         stacked=stacked,
+        told=told or Told(),
+        grid=token_grid(sites, tuple(example[held].shape), _channels(module), given),
     )
+    if unconditional is None:
+        return program
+    bound = zip(inputs, program.bind(unconditional), strict=True)
+    return replace(program, unconditional={entry.name: value.clone() for entry, value in bound})
+
+
+def _channels(module: torch.nn.Module) -> int | None:
+    found = getattr(getattr(module, "config", None), "in_channels", None)
+    return found if isinstance(found, int) else None
 
 
 def _is_samples(value: object) -> bool:
@@ -167,6 +189,18 @@ def _input(node: fx.Node, paths: Mapping[str, str], roles: _Roles) -> Input:
     return Input(node.name, tuple(value.shape), value.dtype, roles.of(paths[node.name]))
 
 
+def _check_layout(cfg: CfgLayout | None, unconditional: Mapping[str, object] | None) -> None:
+    if cfg is not None and cfg not in CFG_LAYOUTS:
+        listed = ", ".join(repr(layout) for layout in CFG_LAYOUTS)
+        raise CaptureError(f"cfg is {cfg!r}, expected {listed} or None")
+    separate = cfg is not None and not in_batch(cfg)
+    if separate != (unconditional is not None):
+        raise CaptureError(
+            f"cfg is {cfg!r}: expected unconditional=, the arguments of the unconditional call, "
+            "where each half has a call of its own, and only there"
+        )
+
+
 def _check_roles(inputs: tuple[Input, ...], cfg: CfgLayout | None) -> None:
     names = ", ".join(entry.name for entry in inputs)
     latents = [entry for entry in inputs if entry.role == "latents"]
@@ -175,10 +209,8 @@ def _check_roles(inputs: tuple[Input, ...], cfg: CfgLayout | None) -> None:
             f"{len(latents)} of the inputs ({names}) are named as latents: state the one with "
             "latents='...'"
         )
-    if cfg not in (None, "cond-first", "uncond-first"):
-        raise CaptureError(f"cfg is {cfg!r}, expected 'cond-first', 'uncond-first' or None")
     batch = latents[0].shape[0] if latents[0].shape else 1
-    if cfg is not None and batch % 2:
+    if in_batch(cfg) and batch % 2:
         raise CaptureError(
             f"cfg is {cfg}, but {latents[0].name} has a batch of {batch}: pass both halves"
         )

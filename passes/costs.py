@@ -5,7 +5,7 @@ pair it sees, a residual its own window attention, and projections count whereve
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 from .method import Method
 from .window import Window, arrow_pairs
@@ -33,6 +33,10 @@ class SiteCost:
     def full(self) -> int:
         """Multiply-adds of the site as trained."""
         return self.projections + self.attention
+
+    def times(self, count: int) -> "SiteCost":
+        """Return what so many runs cost."""
+        return replace(self, projections=count * self.projections, attention=count * self.attention)
 
     def to_json(self) -> dict[str, object]:
         """Return what a plan file holds of it; text only where there is some."""

@@ -12,6 +12,7 @@ from .arrow_attention import ARROW_ATTENTION
 from .attention import WINDOW_ATTENTION
 from .costs import ModelCost, SiteCost
 from .graphs import find, shape_of
+from .identity import in_batch
 from .operators import LINEAR, MATMUL, SDPA, activation_of, weight_of
 from .program import Program, Site
 from .sites import region
@@ -24,10 +25,11 @@ CONVOLUTIONS = (aten.conv1d.default, aten.conv2d.default, aten.conv3d.default)
 
 
 def model_cost(program: Program) -> ModelCost:
-    """Return what a model and its eligible sites cost."""
-    sites = {site.name: site_cost(program, site) for site in program.sites if site.eligible}
-    whole = multiply_adds(program.graph_module.graph)
-    return ModelCost(whole - sum(cost.full for cost in sites.values()), sites)
+    """Return what a model and its eligible sites cost in a step, of two calls if it makes two."""
+    calls = 1 if program.cfg is None or in_batch(program.cfg) else 2
+    costs = {site.name: site_cost(program, site) for site in program.sites if site.eligible}
+    rest = multiply_adds(program.graph_module.graph) - sum(cost.full for cost in costs.values())
+    return ModelCost(calls * rest, {name: cost.times(calls) for name, cost in costs.items()})
 
 
 def multiply_adds(graph: fx.Graph) -> int:

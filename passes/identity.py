@@ -4,14 +4,33 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, get_args
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["CfgLayout", "Identity"]
+__all__ = ["CFG_LAYOUTS", "CfgLayout", "Identity", "compatible", "in_batch"]
 
-CfgLayout = Literal["cond-first", "uncond-first"]
+CfgLayout = Literal["cond-first", "uncond-first", "separate", "separate-uncond-first"]
+"""Where the halves of classifier-free guidance are: both in one batch, the conditional or the
+unconditional one first; or in two calls a step, the conditional or the unconditional one first."""
+
+CFG_LAYOUTS: tuple[CfgLayout, ...] = get_args(CfgLayout)
+
+
+def in_batch(cfg: CfgLayout | None) -> bool:
+    """Whether one batch holds both halves."""
+    return cfg in ("cond-first", "uncond-first")
+
+
+def compatible(first: CfgLayout | None, second: CfgLayout | None) -> bool:
+    """Whether a plan for one layout means the same under another.
+
+    A site computes the same from two halves in one batch as from two calls, as long as the
+    conditional half comes first, from which the other takes what is shared.
+    """
+    shared = ("cond-first", "separate")
+    return first == second or (first in shared and second in shared)
 
 
 @dataclass(frozen=True)

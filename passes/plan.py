@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from ditc.runtime.errors import PlanError
 
 from .costs import ModelCost
-from .identity import CfgLayout, Identity
+from .identity import CfgLayout, Identity, compatible
 from .method import Method, parse_method
 from .origin import Origin, Tried
 from .window import Window
@@ -140,12 +140,15 @@ class Plan:
             program: what the plan is to be used with.
             ignore_model: use the plan although it was made for another model.
 
+        A plan found on both halves in one batch, conditional first, holds for a program of two
+        calls a step too, and the other way round: what a site computes from its halves is the same.
+
         Raises:
             PlanError: naming what differs, or the step and site at fault.
         """
         if not ignore_model:
             self._check_model(program)
-        if self.cfg != program.cfg:
+        if not compatible(self.cfg, program.cfg):
             raise PlanError(
                 f"plan is for CFG layout {self.cfg}, the program has {program.cfg}: capture the "
                 "program with the plan's layout, or find a plan for this one"
@@ -239,6 +242,12 @@ class Plan:
             raise PlanError(
                 f"{where}: {method} without CFG halves: capture with cfg='cond-first' or "
                 "'uncond-first', or use another method"
+            )
+        if method.shares_cfg and program.cfg == "separate-uncond-first":
+            raise PlanError(
+                f"{where}: {method}, but the unconditional call comes first, when there is no "
+                "conditional output to share yet: use another method, or have the pipeline make "
+                "the conditional call first"
             )
 
 

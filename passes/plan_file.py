@@ -7,7 +7,7 @@ from pathlib import Path
 from ditc.runtime.errors import PlanError
 
 from .costs import ModelCost, SiteCost
-from .identity import CfgLayout, Identity
+from .identity import CFG_LAYOUTS, CfgLayout, Identity
 from .method import Method, parse_method
 from .origin import Gate, Origin, Tried
 from .plan import FORMAT, MAX_STEPS, VERSION, Losses, Plan
@@ -283,10 +283,10 @@ def _text(value: object, where: str) -> str:
 
 
 def _cfg(value: object) -> CfgLayout | None:
-    for layout in (None, "cond-first", "uncond-first"):
+    for layout in (None, *CFG_LAYOUTS):
         if value == layout:
             return layout
-    raise PlanError(f"for.cfg: expected cond-first, uncond-first or null, found {value!r}")
+    raise PlanError(f"for.cfg: expected {', '.join(CFG_LAYOUTS)} or null, found {value!r}")
 
 
 def _kind(value: object) -> str:

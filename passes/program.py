@@ -1,7 +1,7 @@
 """Programs, their inputs, sites and slots: what the passes work on."""
 
 from collections.abc import Iterator, Mapping, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
@@ -10,7 +10,8 @@ from torch.utils import _pytree as pytree
 
 from ditc.runtime.errors import CaptureError
 
-from .identity import CfgLayout, Identity
+from .identity import CfgLayout, Identity, in_batch
+from .told import Told
 
 __all__ = [
     "CfgLayout",
@@ -118,7 +119,8 @@ class Program:
         inputs: tensors it takes.
         outputs: names of the tensors it returns.
         sites: attentions in the order in which they run.
-        cfg: order of the two halves of classifier-free guidance in the batch, None without.
+        cfg: layout of the two halves of classifier-free guidance, None without; the graph is that
+            of one call where a step makes two.
         identity: of the module captured.
         constants: arguments fixed at capture, by their path: those that are not tensors, and
             tensors by whose values the model decided what to compute.
@@ -126,6 +128,11 @@ class Program:
         in_paths: path of each input in the module's keyword arguments.
         out_spec: how the module's return value is built from `outputs`.
         stacked: arguments that the module takes as lists of samples, the program as one tensor.
+        unconditional: the tensors of the unconditional call where a step makes two, by input name;
+            `example` are the conditional call's then.
+        told: how the timestep that it is told follows from a scheduler's.
+        grid: (rows, columns) or (frames, rows, columns) of the image tokens at its sites, None if
+            that can't be told.
     """
 
     graph_module: fx.GraphModule
@@ -139,6 +146,9 @@ class Program:
     in_paths: Mapping[str, str]
     out_spec: pytree.TreeSpec
     stacked: frozenset[str] = frozenset()
+    unconditional: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    told: Told = field(default_factory=Told)
+    grid: tuple[int, ...] | None = None
 
     def __call__(self, **kwargs: object) -> object:
         """Run the captured graph.
@@ -160,6 +170,12 @@ class Program:
     def latents(self) -> Input:
         """The input that holds the latents."""
         return next(entry for entry in self.inputs if entry.role == "latents")
+
+    @property
+    def samples(self) -> int:
+        """How many samples a step denoises at once."""
+        batch = self.latents.shape[0]
+        return batch // 2 if in_batch(self.cfg) else batch
 
     def site(self, name: str) -> Site | None:
         """Return the site of that name, None if there is none."""

@@ -10,6 +10,7 @@ from torch import fx
 from ditc.runtime.errors import PlanError
 
 from .graphs import SLOT
+from .identity import in_batch
 from .liveness import kept_outputs, kept_residuals
 from .merging import Latencies, Merging, limit_buckets
 from .method import Method
@@ -175,6 +176,10 @@ def schedule(
     if max_slot_bytes is not None and max_slot_bytes < 0:
         raise PlanError(f"max_slot_bytes is {max_slot_bytes}, expected at least 0")
     plan.check(program, ignore_model=ignore_model)
+    if program.cfg is not None and not in_batch(program.cfg):
+        raise PlanError(
+            f"the program has CFG layout {program.cfg}: schedule one with both halves in one batch"
+        )
     groups: tuple[tuple[int, ...], ...] = tuple((step,) for step in range(plan.steps))
     if max_buckets is not None:
         merging = Merging(plan, latencies)

@@ -48,7 +48,7 @@ class SamplerTable:
 
     Attributes:
         scheduler: the name of the scheduler class the table was read from, for people to read.
-        timesteps: [T], what the model is told at each step, in the scheduler's own units.
+        timesteps: [T], what the model is told at each step.
         init_noise_scale: the standard deviation of the initial latents.
         input_scale: [T], factor from the latents to the model's input.
         latents: [T][J], factors of x_k, x_{k-1}, …; zero for steps before the first.

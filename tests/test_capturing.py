@@ -159,7 +159,8 @@ def test_a_call_that_fails_names_what_it_ran_into() -> None:
         (
             models.plain_kwargs(),
             {"cfg": "both"},
-            "cfg is 'both', expected 'cond-first', 'uncond-first' or None",
+            "cfg is 'both', expected 'cond-first', 'uncond-first', 'separate', "
+            "'separate-uncond-first' or None",
         ),
         (
             models.plain_kwargs(),

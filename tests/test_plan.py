@@ -157,7 +157,10 @@ FIELDS = {
     ),
     "latents": (change("for", "latents", to="3"), "for.latents: expected a list, found str"),
     "size": (change("for", "latents", to=[3, 0]), "for.latents: expected an integer from 1"),
-    "cfg": (change("for", "cfg", to="both"), "for.cfg: expected cond-first, uncond-first or null"),
+    "cfg": (
+        change("for", "cfg", to="both"),
+        "for.cfg: expected cond-first, uncond-first, separate, separate-uncond-first or null",
+    ),
     "scheduler": (change("for", "scheduler", to=1), "for.scheduler: expected printable text"),
     "a million steps": (
         change("for", "steps", to=1_000_000),

@@ -204,11 +204,151 @@ def test_unguided_batches_have_no_layout(batch: int) -> None:
     assert record(Pipeline(lambda out: out), batch=batch).cfg is None
 
 
-def test_two_calls_a_step_are_refused() -> None:
-    pipe = Pipeline(guided(4.0), calls=2)
-    with pytest.raises(CaptureError, match="more than once a step"):
+class Twice(Pipeline):
+    """Makes two calls a step, the conditional one first or last; `mix` takes both outputs."""
+
+    def __init__(self, mix, order: str = "cu", steps: int = 3, more: int = 0) -> None:
+        super().__init__(mix)
+        self.scheduler = Timed(steps)
+        self.order, self.more = order, more
+
+    def __call__(self, batch: int = 2, width: int = 6) -> None:
+        x = models.noise(batch, width)
+        for time in self.scheduler.timesteps:
+            told = time.expand(batch) / 1000
+            called = [
+                self.transformer(x, extra=torch.full((batch,), kind == "c") * 1.0, t=told, scale=2)
+                for kind in self.order + self.order[0] * self.more
+            ]
+            named = dict(zip(self.order, called, strict=False))
+            x = self.scheduler.step(self.mix(named["c"], named["u"]), time, x)
+
+
+class Timed:
+    """A scheduler with timesteps, whose step keeps the latents."""
+
+    def __init__(self, steps: int) -> None:
+        self.timesteps = torch.arange(steps, 0, -1) * 1000.0 / steps
+        self.stepped = 0
+
+    def step(self, model_output, timestep, sample, s_noise: float = 1.0):
+        self.stepped += 1
+        return sample
+
+
+def separately(scale: float):
+    return lambda cond, uncond: uncond + scale * (cond - uncond)
+
+
+def rescaled(cond: torch.Tensor, uncond: torch.Tensor) -> torch.Tensor:
+    """Qwen-Image's: guidance whose rows have the conditional output's norm."""
+    guided = uncond + 3.0 * (cond - uncond)
+    return guided * (cond.norm(dim=-1, keepdim=True) / guided.norm(dim=-1, keepdim=True))
+
+
+@pytest.mark.parametrize(("order", "cfg"), [("cu", "separate"), ("uc", "separate-uncond-first")])
+@pytest.mark.parametrize(("scale", "batch"), [(1.5, 1), (2.0, 2), (7.5, 3), (5.0, 2)])
+def test_two_calls_a_step(order: str, cfg: str, scale: float, batch: int) -> None:
+    pipe = Twice(separately(scale), order)
+    recording = record(pipe, batch=batch)
+    assert recording.cfg == cfg
+    assert recording.kwargs["extra"].tolist() == [1.0] * batch
+    assert recording.unconditional["extra"].tolist() == [0.0] * batch
+    assert recording.obstacles == ()
+    assert recording.sampler() is pipe.scheduler
+    assert pipe.scheduler.stepped == 0
+
+
+@pytest.mark.parametrize(("order", "cfg"), [("cu", "separate"), ("uc", "separate-uncond-first")])
+@pytest.mark.parametrize("batch", [1, 2])
+def test_guidance_that_scales_is_told_but_not_repeated(order: str, cfg: str, batch: int) -> None:
+    recording = record(Twice(rescaled, order), batch=batch)
+    assert recording.cfg == cfg
+    with pytest.raises(CaptureError, match="scales what guidance makes of the halves: compile"):
+        recording.sampler()
+
+
+def test_two_calls_without_guidance_are_refused_unless_stated() -> None:
+    pipe = Twice(lambda cond, uncond: cond * uncond - 7)
+    with pytest.raises(CaptureError, match="state the layout with cfg='separate'"):
         record(pipe)
+    recording = record(pipe, cfg="separate")
+    assert recording.cfg == "separate"
+    assert len(recording.obstacles) == 1
+
+
+@pytest.mark.parametrize(
+    ("pipe", "cfg", "message"),
+    [
+        (Twice(separately(3.0)), "cond-first", "cond-first', but the pipeline calls .* twice"),
+        (Pipeline(guided(4.0)), "separate", "separate', but the pipeline calls .* once a step"),
+        (Twice(separately(3.0), more=1), None, "calls its denoiser more than twice a step"),
+    ],
+)
+def test_calls_that_no_layout_has(pipe: Pipeline, cfg: str | None, message: str) -> None:
+    with pytest.raises(CaptureError, match=message):
+        record(pipe, cfg=cfg)
     assert "forward" not in vars(pipe.transformer)
+    assert "step" not in vars(pipe.scheduler)
+
+
+class Uneven(Twice):
+    def __call__(self) -> None:
+        for width in (6, 8):
+            out = self.transformer(models.noise(2, width), extra=torch.ones(2), scale=2)
+        self.scheduler.step(self.mix(out, out), torch.tensor(1.0), out)
+
+
+def test_calls_of_two_shapes_are_refused() -> None:
+    with pytest.raises(CaptureError, match=r"differ in x, which is float32 \[2, 6\] in the first"):
+        record(Uneven(lambda cond, _: cond[:, :1]), cfg="separate")
+
+
+def test_two_calls_as_one_batch() -> None:
+    recording = record(Twice(separately(3.0)))
+    both = recording.batched()
+    assert both.cfg == "cond-first"
+    assert both.unconditional is None
+    assert both.kwargs["extra"].tolist() == [1.0, 1.0, 0.0, 0.0]
+    assert both.kwargs["x"].shape == (4, 6)
+    assert both.kwargs["scale"] == 2
+    assert both.batched() is both
+    with pytest.raises(CaptureError, match="unconditional half first"):
+        record(Twice(separately(3.0), "uc")).batched()
+
+
+def test_two_calls_captured() -> None:
+    program = record(Twice(separately(3.0))).capture()
+    assert program.cfg == "separate"
+    assert program.samples == 2
+    assert program.example["extra"].tolist() == [1.0, 1.0]
+    assert program.unconditional["extra"].tolist() == [0.0, 0.0]
+    assert program.told.of(500.0) == 0.5
+
+
+class TwoDenoisers(Twice):
+    """Another denoiser runs the first two steps."""
+
+    def __init__(self) -> None:
+        super().__init__(separately(3.0), steps=5)
+        self.first = Collecting()
+
+    def __call__(self) -> None:
+        own, later = self.transformer, self.scheduler.timesteps
+        self.transformer, self.scheduler.timesteps = self.first, later[:2]
+        super().__call__()
+        self.transformer, self.scheduler.timesteps = own, later[2:]
+        super().__call__()
+        self.scheduler.timesteps = later
+
+
+def test_a_second_denoiser_is_recorded_where_it_begins() -> None:
+    pipe = TwoDenoisers()
+    recording = record(pipe)
+    assert recording.module is pipe.transformer
+    assert recording.first_step == 2
+    assert recording.kwargs["t"].tolist() == pytest.approx([0.6, 0.6])
+    assert recording.scheduler.stepped == 0
 
 
 @pytest.mark.parametrize(
@@ -233,37 +373,50 @@ def test_a_pipeline_without_a_scheduler() -> None:
 
 
 class Telling(Pipeline):
-    """Tells its denoiser a timestep of its own, and its scheduler something more."""
+    """Tells its denoiser timesteps of its own, and its scheduler something more."""
 
-    def __init__(self, told: float, **more: object) -> None:
+    def __init__(self, rule, steps: int = 4, **more: object) -> None:
         super().__init__(guided(4.0))
-        self.transformer, self.scheduler = models.small(), Stepping()
-        self.told, self.more = told, more
+        self.transformer, self.scheduler = models.small(), Timed(steps)
+        self.rule, self.more = rule, more
 
     def __call__(self) -> None:
         x = models.noise(4, 25, 16)
-        out = self.transformer(x=x, t=torch.full((4,), self.told))
-        self.scheduler.step(self.mix(out), torch.tensor(750), x, **self.more)
+        for time in self.scheduler.timesteps:
+            out = self.transformer(x=x, t=self.rule(time).expand(4))
+            self.scheduler.step(self.mix(out), time, x, **self.more)
 
 
-class Stepping:
-    def step(self, model_output, timestep, sample, eta=0.0, generator=None) -> None: ...
-
-
-def test_a_denoiser_told_the_schedulers_timestep() -> None:
-    assert record(Telling(750.0, eta=0.0, generator=object())).cfg == "cond-first"
+@pytest.mark.parametrize(
+    ("rule", "steps", "expected"),
+    [
+        (lambda t: t, 1, (1.0, 0.0)),
+        (lambda t: t / 1000, 2, (0.001, 0.0)),
+        (lambda t: 1 - t / 1000, 3, (-0.001, 1.0)),
+    ],
+)
+def test_timesteps_told_by_a_rule(rule, steps: int, expected: tuple[float, float]) -> None:
+    recording = record(Telling(rule, steps, s_noise=1.0))
+    assert (recording.told.scale, recording.told.offset) == expected
+    assert recording.obstacles == ()
+    assert recording.cfg == "cond-first"
+    assert recording.capture().told == recording.told
 
 
 @pytest.mark.parametrize(
     ("pipe", "message"),
     [
-        (Telling(0.75), "tells its denoiser the timestep 0.75 where its scheduler has 750"),
-        (Telling(750.0, eta=1.0), r"Stepping.step with eta=1.0, .* expected 0.0"),
+        (Telling(lambda t: t / 1000, 1), "timestep 1 where its scheduler has 1000, by a rule"),
+        (Telling(lambda t: 1 - t / 1000, 2), "timestep 0 where its .* told from 2 steps"),
+        (Telling(lambda t: t.log(), 5), "timestep 6.90776 where its .* told from 3 steps"),
+        (Telling(lambda t: t, s_noise=2.0), r"Timed.step with s_noise=2.0, .* expected 1.0"),
     ],
 )
 def test_what_a_bundle_could_not_repeat(pipe: Telling, message: str) -> None:
+    recording = record(pipe)
+    assert recording.cfg == "cond-first"
     with pytest.raises(CaptureError, match=message):
-        record(pipe)
+        recording.sampler()
 
 
 @pytest.mark.parametrize("scale", [0.5, 4.0])

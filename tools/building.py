@@ -46,12 +46,14 @@ def build(options: argparse.Namespace) -> None:
             options.out,
             target=options.target,
             precision=options.precision,
-            sampler=recording.scheduler,
+            sampler=None if recording.obstacles else recording.scheduler,
             progress=advance,
             cache=options.cache,
             jobs=options.jobs,
             log=lambda line: built.append(line) if line.endswith(": built") else None,
         )
+    for obstacle in recording.obstacles:
+        sys.stdout.write(f"no sampler in the bundle, which is to be attached: {obstacle}\n")
     cost = schedule_cost(sched)
     curve = Merging(plan).curve()
     total = sum(file.stat().st_size for file in place.rglob("*") if file.is_file())

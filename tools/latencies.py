@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from ditc.passes import Identity, Method, Plan, Program, Window
+from ditc.passes.identity import CFG_LAYOUTS
 from ditc.passes.liveness import kept_residuals
 from ditc.runtime.errors import BundleError, DitcError, PlanError
 from ditc.runtime.fields import (
@@ -22,7 +23,7 @@ __all__ = ["Latencies", "SiteLatency"]
 
 FORMAT = "ditc-latencies"
 VERSION = 1
-LAYOUTS = ("cond-first", "uncond-first", None)
+LAYOUTS = (*CFG_LAYOUTS, None)
 AGAIN = "measure again with 'ditc bench MODEL --sites'"
 LARGEST_MS = 1e12
 

@@ -45,8 +45,8 @@ def search(options: argparse.Namespace) -> None:
     latencies = None if options.latency is None else Latencies.load(options.latency)
     call = parse_call(options.call)
     recording = load_recording(options.model, options.steps, call, options.calibration)
-    program = recording.capture()
-    table = sampler_table(recording.scheduler, options.steps)
+    table = sampler_table(recording.sampler(), options.steps)
+    program = recording.batched().capture()
     space = space_of(program, latencies=latencies)
     seeker = _Seeker(options, space, table)
     if options.speedup is None and options.budget_ms is None:

@@ -14,6 +14,7 @@ from ditc.passes import (
     model_cost,
     rewrite,
 )
+from ditc.passes.identity import in_batch
 from ditc.passes.pieces import Pieces, cut
 from ditc.runtime.errors import PassError, PlanError
 
@@ -77,6 +78,11 @@ def space_of(
         PlanError: if nothing is eligible, or the latencies are of another model, resolution,
             layout of CFG, or of other windows.
     """
+    if program.cfg is not None and not in_batch(program.cfg):
+        raise PlanError(
+            f"the program has CFG layout {program.cfg}, a search wants both halves in one batch: "
+            "capture recording.batched(); its plan holds for the two calls too"
+        )
     plan = Plan.uniform(program, 1, Method.FULL)
     chosen = dict(plan.windows) if windows is None else dict(windows)
     if not chosen:

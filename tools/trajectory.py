@@ -28,8 +28,7 @@ class Trajectory:
         self._scale = guidance_scale
         self._state = SamplerState(table)
         self._draw = np.random.default_rng(seed)
-        batch, *rest = program.latents.shape
-        self._shape = (batch // 2 if program.cfg else batch, *rest)
+        self._shape = (program.samples, *program.latents.shape[1:])
         noise = self._draw.standard_normal(self._shape, np.float32)
         self.latents: npt.NDArray[np.float32] = noise * np.float32(table.init_noise_scale)
 
@@ -60,9 +59,8 @@ class Trajectory:
             if entry.role == "latents":
                 values[entry.name] = torch.from_numpy(whole).to(entry.dtype)
             elif entry.role == "timestep":
-                values[entry.name] = torch.full(
-                    entry.shape, self._table.timesteps[step], dtype=entry.dtype
-                )
+                told = self._program.told.of(self._table.timesteps[step])
+                values[entry.name] = torch.full(entry.shape, told, dtype=entry.dtype)
         return values
 
     def advance(self, step: int, output: torch.Tensor) -> None:
