@@ -52,7 +52,9 @@ def add_search_options(parser: argparse.ArgumentParser) -> None:
         help="find the least threshold whose generation takes so long; needs --latency",
     )
     parser.add_argument(
-        "--calibration", type=positive, default=4, help="samples (4; demo only, else --call)"
+        "--calibration",
+        type=positive,
+        help="samples to judge by (4 for demo, else as many as the call makes)",
     )
     parser.add_argument("--guidance-scale", type=float, default=4.0, help="(4.0)")
     parser.add_argument("--seed", type=seed, default=0, help="of latents and noise (0)")
@@ -89,7 +91,7 @@ def add_compile_options(parser: argparse.ArgumentParser) -> None:
         "--cache", type=Path, help="folder that keeps graphs for later builds (~/.cache/ditc)"
     )
     parser.add_argument("--jobs", type=positive, help="graphs to build at once (as many as cores)")
-    parser.add_argument("--samples", type=positive, default=1, help="images at once (demo only)")
+    parser.add_argument("--samples", type=positive, help="images at once (as the call makes)")
     parser.add_argument("--call", default="{}", help="the pipeline's arguments as a JSON object")
     parser.add_argument(
         "--ignore-model", action="store_true", help="use a plan that was made for another model"

@@ -28,6 +28,7 @@ from .latencies import Latencies, SiteLatency
 from .models import load_recording, parse_call
 from .progress import progress
 from .running import Numbers
+from .samples import check_samples
 from .space import Space, space_of
 from .timing import in_turn
 
@@ -58,6 +59,7 @@ def bench_sites(options: argparse.Namespace) -> None:
         raise DitcError(f"--out {options.out}: there is no folder {options.out.parent}")
     call = parse_call(options.call)
     program = load_recording(options.what, RECORDED_STEPS, call, options.samples).capture()
+    check_samples(options.what, program, options.samples)
     latencies = measure(
         space_of(program),
         options.rounds,

@@ -12,6 +12,7 @@ from ditc.passes.merging import Merging
 from .latencies import Latencies
 from .models import load_recording, parse_call
 from .progress import progress
+from .samples import check_samples
 
 __all__ = ["build"]
 
@@ -27,6 +28,7 @@ def build(options: argparse.Namespace) -> None:
     with progress("capture", 1) as advance:
         recording = load_recording(options.model, plan.steps, call, options.samples)
         program = recording.capture()
+        check_samples(options.model, program, options.samples)
         advance()
     sched = schedule(
         program,

@@ -172,7 +172,7 @@ def _add_bench(commands: Commands) -> None:
         "--sites", action="store_true", help="time the sites of a model, as search --latency reads"
     )
     parser.add_argument("-o", "--out", type=Path, help="latencies to write, with --sites")
-    parser.add_argument("--samples", type=positive, default=1, help="--sites: at once (demo only)")
+    parser.add_argument("--samples", type=positive, help="--sites: at once (as the call makes)")
     parser.add_argument("--call", default="{}", help="--sites: the pipeline's arguments, JSON")
     parser.add_argument("--json", action="store_true", help="for programs to read")
     add_engine_options(parser)

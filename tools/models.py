@@ -13,6 +13,7 @@ from ditc.passes import Recording, record
 from ditc.runtime.errors import DitcError
 
 from .glyphs import NULL_CLASS, demo_scheduler, load_demo_model
+from .samples import with_samples
 
 __all__ = ["DEMO_PLAN", "demo_recording", "load_recording", "parse_call"]
 
@@ -20,7 +21,9 @@ DEMO_PLAN = Path(__file__).parent / "demo_model" / "plan.json"
 """A plan for the demo model, found without latencies: for the greatest saving of FLOPs."""
 
 
-def load_recording(model: str, steps: int, call: Mapping[str, object], samples: int) -> Recording:
+def load_recording(
+    model: str, steps: int, call: Mapping[str, object], samples: int | None
+) -> Recording:
     """Load a model and record one call of its denoiser.
 
     Args:
@@ -28,16 +31,16 @@ def load_recording(model: str, steps: int, call: Mapping[str, object], samples: 
             factory takes nothing and returns a `ditc.passes.Recording`.
         steps: number of denoising steps the pipeline is asked for.
         call: further arguments of the pipeline.
-        samples: images at once; for `demo` only, elsewhere the call decides.
+        samples: images at once; None for one of `demo`, and as many as the call makes elsewhere.
 
     Raises:
         DitcError: if the model can't be found or loaded.
     """
     if model == "demo":
-        return demo_recording(samples)
+        return demo_recording(samples or 1)
     if ":" in model and not Path(model).exists():
         return _from_factory(model)
-    return _from_pipeline(model, steps, call)
+    return _from_pipeline(model, steps, call, samples)
 
 
 def demo_recording(samples: int = 1) -> Recording:
@@ -109,7 +112,9 @@ def _quiet() -> Iterator[None]:
                 says.enable_progress_bar()
 
 
-def _from_pipeline(model: str, steps: int, call: Mapping[str, object]) -> Recording:
+def _from_pipeline(
+    model: str, steps: int, call: Mapping[str, object], samples: int | None
+) -> Recording:
     from diffusers import DiffusionPipeline
 
     try:
@@ -123,7 +128,8 @@ def _from_pipeline(model: str, steps: int, call: Mapping[str, object]) -> Record
         ) from error
     pipe.set_progress_bar_config(disable=True)
     try:
-        return record(pipe, call={"num_inference_steps": steps, **call})
+        more = call if samples is None else with_samples(pipe, call, samples)
+        return record(pipe, call={"num_inference_steps": steps, **more})
     except (TypeError, ValueError) as error:
         raise DitcError(
             f"model {model}: {type(pipe).__name__} refuses its arguments ({error}): give them with "

@@ -18,12 +18,14 @@ from .journal import Journal, Results
 from .latencies import Latencies
 from .models import load_recording, parse_call
 from .progress import progress
+from .samples import check_samples
 from .search import find
 from .space import Space, space_of
 
 __all__ = ["search"]
 
 THRESHOLD = 0.1
+CALIBRATION = 4
 
 
 def search(options: argparse.Namespace) -> None:
@@ -44,9 +46,11 @@ def search(options: argparse.Namespace) -> None:
         )
     latencies = None if options.latency is None else Latencies.load(options.latency)
     call = parse_call(options.call)
-    recording = load_recording(options.model, options.steps, call, options.calibration)
+    samples = options.calibration or (CALIBRATION if options.model == "demo" else None)
+    recording = load_recording(options.model, options.steps, call, samples)
     table = sampler_table(recording.sampler(), options.steps)
     program = recording.batched().capture()
+    check_samples(options.model, program, samples)
     space = space_of(program, latencies=latencies)
     seeker = _Seeker(options, space, table)
     if options.speedup is None and options.budget_ms is None:
