@@ -25,10 +25,12 @@ if TYPE_CHECKING:
     from .capturing import capture
     from .counting import model_cost, multiply_adds, site_cost
     from .program import Input, Program, Site, Slot
+    from .prologue import Prologue
     from .recording import Recording, record
     from .rewriting import rewrite
     from .scheduling import Bucket, Schedule, schedule
     from .session import TorchSession
+    from .splitting import split_prologue
 
 __all__ = [
     "Bucket",
@@ -41,6 +43,7 @@ __all__ = [
     "Origin",
     "Plan",
     "Program",
+    "Prologue",
     "Recording",
     "Schedule",
     "ScheduleCost",
@@ -60,6 +63,7 @@ __all__ = [
     "schedule",
     "schedule_cost",
     "site_cost",
+    "split_prologue",
     "windowed_attention",
 ]
 
@@ -67,6 +71,7 @@ WITH_TORCH = {
     "Bucket": "scheduling",
     "Input": "program",
     "Program": "program",
+    "Prologue": "prologue",
     "Recording": "recording",
     "Schedule": "scheduling",
     "ScheduleCost": "arithmetic",
@@ -81,6 +86,7 @@ WITH_TORCH = {
     "schedule": "scheduling",
     "schedule_cost": "arithmetic",
     "site_cost": "counting",
+    "split_prologue": "splitting",
     "windowed_attention": "attention",
 }
 """Module of each public name that needs torch."""

@@ -18,7 +18,7 @@ from .program import Program, Site
 from .sites import region
 from .window import Window, arrow_pairs
 
-__all__ = ["model_cost", "multiply_adds", "site_cost"]
+__all__ = ["model_cost", "multiply_adds", "node_multiply_adds", "site_cost"]
 
 aten = torch.ops.aten
 CONVOLUTIONS = (aten.conv1d.default, aten.conv2d.default, aten.conv3d.default)
@@ -34,7 +34,7 @@ def model_cost(program: Program) -> ModelCost:
 
 def multiply_adds(graph: fx.Graph) -> int:
     """Return the multiply-adds of one run of a graph."""
-    return sum(_node_cost(node) for node in graph.nodes)
+    return sum(node_multiply_adds(node) for node in graph.nodes)
 
 
 def site_cost(program: Program, site: Site) -> SiteCost:
@@ -47,14 +47,15 @@ def site_cost(program: Program, site: Site) -> SiteCost:
     assert query is not None
     pairs = math.prod(shape_of(query)[:-1]) * site.context_tokens
     return SiteCost(
-        projections=sum(_node_cost(node) for node in inside if node.target in LINEAR),
+        projections=sum(node_multiply_adds(node) for node in inside if node.target in LINEAR),
         attention=pairs * (site.head_dim + shape_of(attention)[-1]),
         tokens=site.tokens,
         text=site.text,
     )
 
 
-def _node_cost(node: fx.Node) -> int:
+def node_multiply_adds(node: fx.Node) -> int:
+    """Return the multiply-adds of one node."""
     if node.op != "call_function":
         return 0
     if node.target in LINEAR:

@@ -11,6 +11,7 @@ from torch.utils import _pytree as pytree
 from ditc.runtime.errors import CaptureError
 
 from .identity import CfgLayout, Identity, in_batch
+from .prologue import Feed, Prologue
 from .told import Told
 
 __all__ = [
@@ -115,7 +116,7 @@ class Program:
     """A captured denoiser.
 
     Attributes:
-        graph_module: aten graph; placeholders are `inputs` in order, outputs a flat tuple.
+        graph_module: aten graph; placeholders are `arguments` in order, outputs a flat tuple.
         inputs: tensors it takes.
         outputs: names of the tensors it returns.
         sites: attentions in the order in which they run.
@@ -133,6 +134,7 @@ class Program:
         told: how the timestep that it is told follows from a scheduler's.
         grid: (rows, columns) or (frames, rows, columns) of the image tokens at its sites, None if
             that can't be told.
+        prologue: what was taken out of the graph to run before the steps, if anything was.
     """
 
     graph_module: fx.GraphModule
@@ -149,6 +151,7 @@ class Program:
     unconditional: Mapping[str, torch.Tensor] = field(default_factory=dict)
     told: Told = field(default_factory=Told)
     grid: tuple[int, ...] | None = None
+    prologue: Prologue | None = None
 
     def __call__(self, **kwargs: object) -> object:
         """Run the captured graph.
@@ -163,7 +166,7 @@ class Program:
             CaptureError: if an argument is missing, unknown, or unlike what was captured.
         """
         with torch.no_grad():
-            values = self.graph_module(*self.bind(kwargs))
+            values = self.graph_module(*self.feed()(self.bind(kwargs)))
         return self.unflatten(values)
 
     @property
@@ -176,6 +179,16 @@ class Program:
         """How many samples a step denoises at once."""
         batch = self.latents.shape[0]
         return batch // 2 if in_batch(self.cfg) else batch
+
+    @property
+    def arguments(self) -> tuple[str, ...]:
+        """Names of what the graph takes: the inputs, or in their place values of the prologue."""
+        nodes = self.graph_module.graph.find_nodes(op="placeholder")
+        return tuple(node.name for node in nodes)
+
+    def feed(self) -> Feed:
+        """Return what makes the graph's arguments from what `bind` returns."""
+        return Feed(self.prologue, tuple(entry.name for entry in self.inputs), self.arguments)
 
     def site(self, name: str) -> Site | None:
         """Return the site of that name, None if there is none."""

@@ -47,7 +47,7 @@ class Bucket:
 
     @cached_property
     def graph_module(self) -> fx.GraphModule:
-        """The graph: inputs are the program's, then `reads`; outputs the program's, then `writes`.
+        """The graph: of the program's arguments, then `reads`; to its outputs, then `writes`.
 
         Raises:
             PassError: if a method can't be applied at a site.
@@ -130,6 +130,11 @@ class Schedule:
     def peak_slot_bytes(self) -> int:
         """Bytes of the storage of all slots."""
         return storage_bytes(self.slots, self.storages)
+
+    def on(self, program: Program) -> "Schedule":
+        """Return the schedule of another program with the same sites, made from this one's."""
+        buckets = tuple(replace(bucket, program=program) for bucket in self.buckets)
+        return replace(self, program=program, buckets=buckets)
 
     def bucket_of(self, step: int) -> Bucket:
         """Return the bucket that runs a step.

@@ -18,6 +18,7 @@ class TorchSession:
 
     def __init__(self, schedule: Schedule) -> None:
         self.schedule = schedule
+        self._feed = schedule.program.feed()
         self._slots: dict[str, torch.Tensor] = {}
         self._written: dict[str, int] = {}
 
@@ -43,7 +44,7 @@ class TorchSession:
         self._check_slots(step, bucket)
         slots = [self._slots[slot.name] for slot in bucket.reads]
         with torch.no_grad():
-            values = bucket.graph_module(*inputs, *slots)
+            values = bucket.graph_module(*self._feed(inputs), *slots)
         count = len(program.outputs)
         for slot, value in zip(bucket.writes, values[count:], strict=True):
             self._slots[slot.name] = value
