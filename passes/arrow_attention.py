@@ -8,6 +8,7 @@ import torch
 
 from .attention import windowed_attention
 from .window import Window
+from .window_kernel import attend, runs
 
 __all__ = ["ARROW_ATTENTION", "arrow_attention"]
 
@@ -15,8 +16,7 @@ ROWS = 128
 """Queries that are computed at once; bounds the memory for scores."""
 
 
-@torch.library.custom_op("ditc::arrow_attention", mutates_args=())
-def _arrow_attention(
+def _by_rows(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
@@ -26,6 +26,7 @@ def _arrow_attention(
     text_start: int,
     text_stop: int,
 ) -> torch.Tensor:
+    """Compute some rows at a time under a mask: what every device can."""
     window = Window(radius, block)
     tokens = query.shape[-2]
     first, last = image_range(tokens, (text_start, text_stop))
@@ -59,6 +60,26 @@ def _arrow_attention(
     )
     ordered = [words, *parts] if text_start == 0 else [*parts, words]
     return torch.cat(ordered, dim=-2)
+
+
+_arrow_attention = torch.library.custom_op("ditc::arrow_attention", _by_rows, mutates_args=())
+
+
+@_arrow_attention.register_kernel("cuda")
+def _by_kernel(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    radius: int,
+    block: int,
+    scale: float,
+    text_start: int,
+    text_stop: int,
+) -> torch.Tensor:
+    if not runs(query):
+        return _by_rows(query, key, value, radius, block, scale, text_start, text_stop)
+    text = (text_start, text_stop)
+    return attend(query, key, value, Window(radius, block), scale, text)
 
 
 @_arrow_attention.register_fake

@@ -3,6 +3,7 @@
 import torch
 
 from .window import Window
+from .window_kernel import attend, runs
 
 __all__ = ["WINDOW_ATTENTION", "windowed_attention"]
 
@@ -10,8 +11,7 @@ ROWS = 128
 """Queries that are computed at once; bounds the memory for scores."""
 
 
-@torch.library.custom_op("ditc::window_attention", mutates_args=())
-def _window_attention(
+def _by_rows(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
@@ -19,6 +19,7 @@ def _window_attention(
     block: int,
     scale: float,
 ) -> torch.Tensor:
+    """Compute some rows at a time under a mask: what every device can."""
     window = Window(radius, block)
     tokens = query.shape[-2]
     rows = max(1, ROWS // block) * block
@@ -36,6 +37,23 @@ def _window_attention(
             )
         )
     return torch.cat(parts, dim=-2)
+
+
+_window_attention = torch.library.custom_op("ditc::window_attention", _by_rows, mutates_args=())
+
+
+@_window_attention.register_kernel("cuda")
+def _by_kernel(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    radius: int,
+    block: int,
+    scale: float,
+) -> torch.Tensor:
+    if not runs(query):
+        return _by_rows(query, key, value, radius, block, scale)
+    return attend(query, key, value, Window(radius, block), scale)
 
 
 @_window_attention.register_fake
