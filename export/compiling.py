@@ -20,6 +20,7 @@ from ditc.runtime.manifest import (
     PLAN_FILE,
     WEIGHTS_FILE,
     BucketInfo,
+    CurveInfo,
     InputInfo,
     Manifest,
     ModelInfo,
@@ -118,6 +119,7 @@ def compile(  # noqa: A001 (the contract's name)
             buckets=tuple(_bucket(bucket, lowered[bucket.name]) for bucket in sched.buckets),
             sampler=table,
             files=records(folder),
+            curve=None if sched.curve is None else CurveInfo(sched.curve.costs, sched.curve.full),
         )
         (folder / MANIFEST_FILE).write_text(manifest.to_json(), encoding="utf-8")
     return place

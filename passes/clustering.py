@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Labels", "hierarchy", "partitions", "refined", "smallest"]
+__all__ = ["Labels", "hierarchy", "moves", "partitions", "refined", "smallest"]
 
 Labels = npt.NDArray[np.int64]
 """`[things]`: the group of each."""
@@ -55,7 +55,7 @@ def refined(cost: Cost, start: Labels, limit: int) -> Labels:
 def _descend(cost: Cost, labels: Labels, limit: int) -> tuple[Labels, float]:
     """Take the best move, or swap where no move helps, until neither does."""
     least = float(_costs(cost, labels[None])[0])
-    for neighbours in (_moves, _swaps):
+    for neighbours in (moves, _swaps):
         for _ in range(MAX_SWEEPS):
             near = neighbours(labels, limit)
             if not len(near):
@@ -68,7 +68,8 @@ def _descend(cost: Cost, labels: Labels, limit: int) -> tuple[Labels, float]:
     return labels, least
 
 
-def _moves(labels: Labels, limit: int) -> Labels:
+def moves(labels: Labels, limit: int) -> Labels:
+    """Return the groupings, `[groupings, things]`, in which one thing is in another group."""
     found = [
         _with(labels, thing, label)
         for thing in range(len(labels))

@@ -1,7 +1,8 @@
 """Merge steps until few enough graphs remain, at the least added cost."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import cached_property
 from itertools import product
 
 import numpy as np
@@ -9,12 +10,13 @@ import numpy.typing as npt
 
 from ditc.runtime.errors import PlanError
 
-from .clustering import Labels, hierarchy, refined, smallest
+from .clustering import Labels, hierarchy, moves, refined, smallest
+from .curve import Curve
 from .liveness import kept_residuals
 from .method import Method
 from .plan import Plan
 
-__all__ = ["Curve", "Latencies", "Merging", "limit_buckets", "milder", "site_costs"]
+__all__ = ["Latencies", "Merging", "limit_buckets", "milder", "site_costs"]
 
 LEAVES_OUT = {
     Method.FULL: 0b000,
@@ -27,6 +29,8 @@ LEAVES_OUT = {
 METHOD_OF = {bits: method for method, bits in LEAVES_OUT.items()}
 EXACT_STEPS = 7
 """Up to so many distinct steps every way to group them is looked at."""
+NEAR = 1.05
+"""So much a grouping that is known may cost, against the best."""
 Latencies = Mapping[str, Mapping[str, float]]
 """Measured milliseconds of a site by method; `residual` is what keeping one adds."""
 
@@ -37,51 +41,6 @@ def milder(first: Method, second: Method) -> Method:
     `wa-rs+asc` is both `wa-rs` and `asc`; those two have only `full` in common.
     """
     return METHOD_OF[LEAVES_OUT[first] & LEAVES_OUT[second]]
-
-
-@dataclass(frozen=True)
-class Curve:
-    """What a limit on buckets costs.
-
-    Attributes:
-        costs: predicted cost of the sites in a generation at 1, 2, … buckets; never rising.
-        full: the same, uncompressed.
-    """
-
-    costs: tuple[float, ...]
-    full: float
-
-    @property
-    def buckets(self) -> int:
-        """How many buckets the plan has without a limit."""
-        return len(self.costs)
-
-    def kept(self, limit: int) -> float:
-        """Return the share of the unlimited schedule's saving that a limit keeps."""
-        saving = self.full - self.costs[-1]
-        return (self.full - self.costs[min(limit, self.buckets) - 1]) / saving if saving else 1.0
-
-    def slowdown(self, limit: int) -> float:
-        """Return the sites' predicted cost under a limit, as a multiple of that without."""
-        best = self.costs[-1]
-        return self.costs[min(limit, self.buckets) - 1] / best if best else 1.0
-
-    @property
-    def knee(self) -> int:
-        """The limit beyond which a further bucket brings less than an average one.
-
-        The point farthest above the chord of the curve of savings (Satopää et al., Finding a
-        "Kneedle" in a Haystack, 2011); all buckets where none is above it.
-        """
-        if self.buckets < 3:
-            return self.buckets
-        first = self.kept(1)
-        heights = [
-            self.kept(limit) - first - (1 - first) * (limit - 1) / (self.buckets - 1)
-            for limit in range(1, self.buckets + 1)
-        ]
-        best = int(np.argmax(heights))
-        return best + 1 if heights[best] > 0 else self.buckets
 
 
 class Merging:
@@ -149,12 +108,43 @@ class Merging:
             return np.arange(self.units)
         if self.units <= EXACT_STEPS:
             return smallest(self.cost, self.units, limit)
-        return refined(self.cost, self._hierarchy()[limit], limit)
+        return refined(self.cost, self._hierarchy[limit], limit)
+
+    def group_near(self, limit: int, groups: Sequence[Sequence[int]]) -> Labels:
+        """Return a grouping like one that is known, of another plan that differs little.
+
+        That one where it costs at most 5% more than what `group` returns, or with one distinct
+        step moved, so that little is built again; else what `group` returns.
+
+        Args:
+            limit: groups at most.
+            groups: the steps of each group known; every step is in one.
+
+        Raises:
+            PlanError: if the groups are of another number of steps.
+        """
+        best = self.group(limit)
+        owner = {step: label for label, steps in enumerate(groups) for step in steps}
+        if sorted(owner) != list(range(self._plan.steps)):
+            raise PlanError(
+                f"the groups to stay near have {len(owner)} steps, expected the plan's "
+                f"{self._plan.steps}"
+            )
+        if len(groups) > limit:
+            return best
+        known = np.array([_most([owner[step] for step in unit]) for unit in self._units])
+        most = float(self.cost(best[None])[0]) * NEAR
+        for tried in (known[None], moves(known, min(limit, self.units))):
+            costs = self.cost(tried) if len(tried) else np.array([np.inf])
+            if costs.min() <= most:
+                found: Labels = tried[int(np.argmin(costs))]
+                return found
+        return best
 
     def curve(self) -> Curve:
         """Return what every limit costs; above seven distinct steps by merging pairs alone."""
         exact = self.units <= EXACT_STEPS
-        tree = {} if exact else self._hierarchy()
+        tree = {} if exact else self._hierarchy
         costs = [
             float(self.cost((self.group(limit) if exact else tree[limit])[None])[0])
             for limit in range(1, self.units + 1)
@@ -183,6 +173,7 @@ class Merging:
                 cells[step] = dict(zip(self._plan.sites, methods, strict=True))
         return replace(self._plan, cells=tuple(cells))
 
+    @cached_property
     def _hierarchy(self) -> dict[int, Labels]:
         weights = np.array([len(steps) for steps in self._units])
         bits = np.array([self._bits[steps[0]] for steps in self._units])
@@ -201,19 +192,27 @@ class Merging:
         return found
 
 
-def limit_buckets(merging: Merging, limit: int) -> tuple[Plan, tuple[tuple[int, ...], ...]]:
-    """Merge a plan's steps into at most `limit` groups.
+def limit_buckets(
+    merging: Merging, limit: int, near: Sequence[Sequence[int]] | None = None
+) -> tuple[Plan, tuple[tuple[int, ...], ...], float]:
+    """Merge a plan's steps into at most `limit` groups, like those of `near` if that costs little.
 
     Returns:
-        The merged plan, and its groups of steps.
+        The merged plan, its groups of steps, and what they cost.
 
     Raises:
         PlanError: if the limit is below 1.
     """
     if limit < 1:
         raise PlanError(f"max_buckets is {limit}, expected at least 1")
-    groups = merging.steps_of(merging.group(limit))
-    return merging.merged(groups), groups
+    labels = merging.group(limit) if near is None else merging.group_near(limit, near)
+    groups = merging.steps_of(labels)
+    return merging.merged(groups), groups, float(merging.cost(labels[None])[0])
+
+
+def _most(labels: Sequence[int]) -> int:
+    """Return the label that most have, the least of several."""
+    return max(sorted(set(labels)), key=labels.count)
 
 
 def _units(plan: Plan) -> tuple[tuple[int, ...], ...]:

@@ -1,6 +1,6 @@
 """Make a plan concrete: which steps share a graph, and what each reads and writes."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Literal
@@ -9,9 +9,11 @@ from torch import fx
 
 from ditc.runtime.errors import PlanError
 
+from .curve import Curve
 from .graphs import SLOT
 from .identity import in_batch
 from .liveness import kept_outputs, kept_residuals
+from .memory import activation_bytes, weight_bytes
 from .merging import Latencies, Merging, limit_buckets
 from .method import Method
 from .plan import Plan
@@ -98,12 +100,14 @@ class Schedule:
         plan: the plan it follows, merged if buckets were limited.
         buckets: in the order of first use; every step is in exactly one.
         dropped: slots that were given up under a limit on their bytes, least valuable first.
+        curve: what each limit on buckets would have cost; None where none was asked for.
     """
 
     program: Program = field(repr=False)
     plan: Plan = field(repr=False)
     buckets: tuple[Bucket, ...]
     dropped: tuple[Slot, ...] = ()
+    curve: Curve | None = None
 
     @property
     def steps(self) -> int:
@@ -136,6 +140,11 @@ class Schedule:
         buckets = tuple(replace(bucket, program=program) for bucket in self.buckets)
         return replace(self, program=program, buckets=buckets)
 
+    @property
+    def peak_bytes(self) -> int:
+        """Bytes predicted for all of it: weights once, slots, and the values of a full step."""
+        return weight_bytes(self.program) + activation_bytes(self.program) + self.peak_slot_bytes
+
     def bucket_of(self, step: int) -> Bucket:
         """Return the bucket that runs a step.
 
@@ -154,7 +163,9 @@ def schedule(
     max_buckets: int | Literal["knee"] | None = None,
     *,
     latencies: Latencies | None = None,
+    near: Sequence[Sequence[int]] | None = None,
     max_slot_bytes: int | None = None,
+    max_memory_bytes: int | None = None,
     ignore_model: bool = False,
 ) -> Schedule:
     """Return the schedule of a plan.
@@ -171,8 +182,12 @@ def schedule(
             aggressive method wins, so quality can only rise. `"knee"` for the limit at the knee
             of the curve of predicted costs.
         latencies: measured milliseconds of sites, to merge by in place of multiply-adds.
+        near: the steps of each bucket of another schedule, to stay near where merging costs at
+            most 5% more so: a plan that differs little then differs in few graphs.
         max_slot_bytes: give up sharing, what saves least a byte first, until slots fit into so
             many bytes; sites compute in its place.
+        max_memory_bytes: the same for all that is predicted to lie in memory at once: weights,
+            the values of a step, and slots.
         ignore_model: use the plan although it was made for another model.
 
     Raises:
@@ -185,11 +200,18 @@ def schedule(
         raise PlanError(
             f"the program has CFG layout {program.cfg}: schedule one with both halves in one batch"
         )
+    if max_memory_bytes is not None:
+        room = _room(program, max_memory_bytes)
+        max_slot_bytes = room if max_slot_bytes is None else min(room, max_slot_bytes)
     groups: tuple[tuple[int, ...], ...] = tuple((step,) for step in range(plan.steps))
+    curve = None
     if max_buckets is not None:
         merging = Merging(plan, latencies)
-        limit = merging.curve().knee if max_buckets == "knee" else max_buckets
-        plan, groups = limit_buckets(merging, limit)
+        curve = merging.curve()
+        knee = curve.knee if near is None else len(near)
+        limit = knee if max_buckets == "knee" else max_buckets
+        plan, groups, cost = limit_buckets(merging, limit, near)
+        curve = curve.at(limit, cost)
     sched = _schedule(program, plan, groups)
     dropped: list[Slot] = []
     while max_slot_bytes is not None and sched.peak_slot_bytes > max_slot_bytes:
@@ -197,7 +219,22 @@ def schedule(
         dropped.append(least)
         plan = without(plan, least)[0]
         sched = _schedule(program, plan, groups)
-    return replace(sched, dropped=tuple(dropped))
+    return replace(sched, dropped=tuple(dropped), curve=curve)
+
+
+def _room(program: Program, most: int) -> int:
+    """Return the bytes left for slots.
+
+    Raises:
+        PlanError: if there is no room for what is needed without any.
+    """
+    weights, values = weight_bytes(program), activation_bytes(program)
+    if most < weights + values:
+        raise PlanError(
+            f"max_memory_bytes is {most}, but weights take {weights} bytes and the values of a "
+            f"step {values}: expected at least {weights + values}, at which no slot is left"
+        )
+    return most - weights - values
 
 
 def _schedule(program: Program, plan: Plan, groups: tuple[tuple[int, ...], ...]) -> Schedule:

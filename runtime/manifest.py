@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
 from .consistency import check_manifest
+from .curve import CurveInfo
 from .entries import (
     MAX_COUNT,
     MAX_STEPS,
@@ -50,6 +51,7 @@ __all__ = [
     "VERSION",
     "WEIGHTS_FILE",
     "BucketInfo",
+    "CurveInfo",
     "FileInfo",
     "InputInfo",
     "Manifest",
@@ -83,6 +85,7 @@ class Manifest:
         files: every file but the manifest, by path with forward slashes.
         weights_sha256: of the checkpoint that took the place of the weights the bundle was
             compiled with, and the plan found on; None where they are still there.
+        curve: what each limit on buckets would have cost; None where none was asked for.
 
     Raises:
         BundleError: if the fields contradict each other; the message names the field.
@@ -101,6 +104,7 @@ class Manifest:
     sampler: SamplerTable | None
     files: Mapping[str, FileInfo]
     weights_sha256: str | None = None
+    curve: CurveInfo | None = None
 
     def __post_init__(self) -> None:
         check_manifest(self)
@@ -148,6 +152,7 @@ class Manifest:
             "sampler": None if self.sampler is None else self.sampler.to_json(),
             "files": {path: info.to_json() for path, info in self.files.items()},
             "weights_sha256": self.weights_sha256,
+            "curve": None if self.curve is None else self.curve.to_json(),
         }
 
     @classmethod
@@ -189,6 +194,7 @@ class Manifest:
                 if found["weights_sha256"] is None
                 else read_sha256(found["weights_sha256"], "weights_sha256")
             ),
+            curve=None if found["curve"] is None else CurveInfo.from_json(found["curve"], "curve"),
         )
 
 

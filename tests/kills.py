@@ -1,4 +1,4 @@
-"""Kill compiles of the demo at random moments: `python -m tests.kills COUNT FOLDER [SEED]`.
+"""Kill compiles of the demo at random moments: `python -m tests.kills [COUNT] [SEED]`.
 
 After each kill the place holds no bundle or a whole one, and in the end a compile that nobody
 disturbs writes the bytes that one without any kill writes.
@@ -13,6 +13,7 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 
@@ -105,22 +106,26 @@ def demo() -> tuple[Schedule, object]:
 
 
 def main() -> None:
-    count, folder = int(sys.argv[1]), Path(sys.argv[2])
-    seed = int(sys.argv[3]) if len(sys.argv) > 3 else 0
+    count = int(sys.argv[1]) if len(sys.argv) > 1 else 200
+    seed = int(sys.argv[2]) if len(sys.argv) > 2 else 0
     torch.set_num_threads(1)
     sched, sampler = demo()
-    seconds = []
-    for _ in range(2):
-        start = time.perf_counter()
-        alone = compile_bundle(sched, folder / "alone", sampler=sampler, cache=folder / "full")
-        seconds.append(time.perf_counter() - start)
-    print(f"first compile {seconds[0]:.1f} s, second {seconds[1]:.2f} s", flush=True)
-    print(disturb(sched, sampler, folder, count, seed, 1.5 * seconds[1], 8.0), flush=True)
-    place = compile_bundle(sched, folder / "bundle", sampler=sampler, cache=folder / "cache")
-    assert bytes_of(place) == bytes_of(alone), "another bundle than without kills"
-    left = sorted(path.name for path in folder.iterdir())
-    assert left == ["alone", "bundle", "cache", "full"], left
-    print("the next compile equals one that nobody disturbed, and nothing is left beside it")
+    with TemporaryDirectory(prefix="ditc-kills-") as name:
+        folder = Path(name)
+        seconds = []
+        for _ in range(2):
+            start = time.perf_counter()
+            alone = compile_bundle(sched, folder / "alone", sampler=sampler, cache=folder / "full")
+            seconds.append(time.perf_counter() - start)
+        print(f"first compile {seconds[0]:.1f} s, second {seconds[1]:.2f} s", flush=True)
+        print(disturb(sched, sampler, folder, count, seed, 1.5 * seconds[1], 8.0), flush=True)
+        place = compile_bundle(sched, folder / "bundle", sampler=sampler, cache=folder / "cache")
+        assert bytes_of(place) == bytes_of(alone), "another bundle than without kills"
+        left = sorted(path.name for path in folder.iterdir())
+        assert left == ["alone", "bundle", "cache", "full"], left
+        parts = [path.name for path in (folder / "cache").iterdir() if path.suffix == ".part"]
+    print("the next compile equals one that nobody disturbed, to the byte; beside it nothing is")
+    print(f"left; in the cache {len(parts)} unfinished files, which are swept after an hour")
 
 
 if __name__ == "__main__":

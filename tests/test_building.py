@@ -1,20 +1,26 @@
 """Graphs are found in the cache or built into it, here or in processes of their own."""
 
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
 from collections.abc import Callable
 from functools import partial
+from multiprocessing.synchronize import Barrier
 from pathlib import Path
 
 import pytest
 import torch
 
+from ditc.export import compile as compile_bundle
 from ditc.export.building import Job, build
 from ditc.export.cache import EngineCache, key_of
 from ditc.export.lowered import Lowered, Source
 from ditc.runtime.errors import LoweringError, PassError
+
+from .compiled import small_schedule
+from .kills import bytes_of, is_whole
 
 
 def made(mark: int = 0) -> Lowered:
@@ -108,6 +114,32 @@ def test_a_cache_that_cannot_be(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(LoweringError, match=r"cache .*file: .*: name another folder with cache="):
         EngineCache(tmp_path / "file")
+
+
+def _compile(place: Path, cache: Path, both: Barrier) -> None:
+    torch.set_num_threads(1)
+    both.wait()
+    compile_bundle(small_schedule(), place, cache=cache, jobs=1)
+
+
+def test_two_builds_share_a_cache(tmp_path: Path) -> None:
+    """Both begin at once with an empty cache; each bundle is whole, and they are equal."""
+    small_schedule()
+    context = multiprocessing.get_context("fork")
+    both = context.Barrier(2)
+    running = [
+        context.Process(target=_compile, args=(tmp_path / name, tmp_path / "cache", both))
+        for name in "ab"
+    ]
+    for process in running:
+        process.start()
+    for process in running:
+        process.join()
+    assert [process.exitcode for process in running] == [0, 0]
+    assert is_whole(tmp_path / "a")
+    assert bytes_of(tmp_path / "a") == bytes_of(tmp_path / "b")
+    assert len(list((tmp_path / "cache").iterdir())) == 4
+    assert not list(tmp_path.glob(".*"))
 
 
 WORKERS_DIE = """

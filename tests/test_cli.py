@@ -106,7 +106,10 @@ def test_compile_a_factory(capsys: Capture, factory: Path) -> None:
     assert main(["compile", "my_models:make", "--plan", "plan.json", "-o", "out/bundle"]) == 0
     captured = capsys.readouterr()
     assert captured.err == "capture: done\ncompile: done\n"
-    assert captured.out.startswith("out/bundle: 2 buckets for 2 steps, 0.")
+    foretold, told = captured.out.splitlines()[:2]
+    assert foretold.startswith("in memory at once, predicted: 0.")
+    assert "of which 1 slots take 0.01 MB" in foretold
+    assert told.startswith("out/bundle: 2 buckets for 2 steps, 0.")
     assert " of attention and " in captured.out
     assert Bundle.open(factory / "out" / "bundle", threads=1).steps == 2
 
@@ -136,6 +139,27 @@ def test_compile_refuses(capsys: Capture, factory: Path) -> None:
     assert "wa-rs before any full step" in told("my_models:make")
     (factory / "plan.json").write_text(text.replace('"version": 1', '"version": 2'))
     assert "version 2 is newer than 1: upgrade ditc" in told("my_models:make")
+
+
+def test_compile_under_limits(capsys: Capture, factory: Path) -> None:
+    def told(*more: str) -> list[str]:
+        given = ["my_models:make", "--plan", "plan.json", "-o", "bundle", *more]
+        assert main(["compile", *given]) == 0
+        return capsys.readouterr().out.splitlines()
+
+    assert told("--max-slot-bytes", "1")[0] == (
+        "1 slots given up, least valuable first: attentions.0.output"
+    )
+    assert told("--max-buckets", "1")[1] == (
+        "2 graphs were merged to 1, which keeps 0.0% of what the plan saves and costs 2.00 x at "
+        "attention; --max-buckets all merges none"
+    )
+    assert main(["inspect", "bundle"]) == 0
+    assert "    1                      0.0%   2.00 x   here" in capsys.readouterr().out.splitlines()
+    assert told("--max-buckets", "all", "--near", "bundle")[1].startswith("bundle: 2 buckets")
+    given = ["compile", "my_models:make", "--plan", "plan.json", "-o", "bundle"]
+    assert "--near none: is no folder" in fails(capsys, *given, "--near", "none")
+    assert "max_memory_bytes is 9, but weights" in fails(capsys, *given, "--max-memory-bytes", "9")
 
 
 def test_compile_leaves_other_folders_alone(capsys: Capture, factory: Path) -> None:

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
+from ditc.runtime.curve import CurveInfo
 from ditc.runtime.errors import BundleError
 from ditc.runtime.fields import canonical_json, digest_of
 from ditc.runtime.files import check_files, check_relative, read_text
@@ -56,6 +57,11 @@ def test_manifest_without_sampler_round_trips() -> None:
     assert Manifest.from_json(manifest.to_json()) == manifest
 
 
+def test_a_curve_round_trips() -> None:
+    manifest = replace(make_manifest(), curve=CurveInfo((9.0, 4.5, 4.5), 12.0))
+    assert Manifest.from_json(manifest.to_json()) == manifest
+
+
 def test_text_is_canonical_and_digest_covers_all_else() -> None:
     text = make_manifest().to_json()
     document = json.loads(text)
@@ -84,6 +90,10 @@ def test_bucket_of_names_the_bucket_of_a_step() -> None:
         (lambda d: d.pop("steps"), "the field 'steps' is missing"),
         (setting("colour", value=1), "unknown field 'colour'"),
         (setting("cfg", value="both"), "cfg: is 'both', expected one of 'cond-first'"),
+        (setting("curve", value=[1.0]), "curve: expected an object, found a list"),
+        (setting("curve", value={"costs": [], "full": 1.0}), "curve.costs: expected numbers that"),
+        (setting("curve", value={"costs": [1.0, 2.0], "full": 3}), "curve.costs: expected num"),
+        (setting("curve", value={"costs": [1.0, -2.0], "full": 3}), "curve.costs: expected num"),
         (setting("steps", value=True), "steps: expected an integer, found a bool"),
         (setting("steps", value=5.0), "steps: expected an integer, found a float"),
         (setting("steps", value=10_001), "steps: is 10001, expected 1 to 10000"),

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ditc.passes import Method, Plan, Window, schedule, schedule_cost, site_cost
-from ditc.passes.merging import Curve, Merging, milder
+from ditc.passes.curve import Curve
+from ditc.passes.merging import Merging, milder
 from ditc.runtime.errors import PlanError
 
 from .samples import METHODS, mixed, sample
@@ -184,6 +185,61 @@ def test_the_knee() -> None:
     assert Curve((10.0,), 10.0).knee == 1
     assert Curve((100.0, 30.0, 20.0), 100.0).kept(2) == pytest.approx(70 / 80)
     assert Curve((100.0, 30.0, 20.0), 100.0).slowdown(2) == 1.5
+
+
+def test_a_limit_found_cheaper_than_the_curve_lowers_it() -> None:
+    curve = Curve((100.0, 60.0, 50.0, 20.0), 100.0)
+    assert curve.at(2, 45.0).costs == (100.0, 45.0, 45.0, 20.0)
+    assert curve.at(2, 70.0) == curve.at(9, 20.0) == curve
+
+
+def test_a_schedule_tells_what_its_limit_costs() -> None:
+    model = sample("dit", "cond-first")
+    plan = mixed(model, 5, window=Window(3), steps=12)
+    assert schedule(model.program, plan).curve is None
+    limited = schedule(model.program, plan, 3)
+    assert limited.curve is not None
+    assert limited.curve.costs[2] == schedule_cost(limited).attention
+    assert limited.curve.costs[-1] == schedule_cost(schedule(model.program, plan)).attention
+
+
+def test_groups_stay_near_those_known() -> None:
+    """A cell that changes leaves the grouping of all steps as it was, or moves one step."""
+    model = sample("dit", "cond-first")
+    plan = banded(mixed(model, 0, window=Window(3), steps=24), seed=3, stay=0.8)
+    first = schedule(model.program, plan, 8)
+    near = [bucket.steps for bucket in first.buckets]
+    owner = {step: number for number, steps in enumerate(near) for step in steps}
+    draw, others = random.Random(1), 0
+    for _ in range(12):
+        step, site = draw.randrange(1, 24), draw.choice(plan.sites)
+        other = plan.replace(step, site, draw.choice(METHODS))
+        best, found = (
+            schedule(model.program, other, 8),
+            schedule(model.program, other, 8, near=near),
+        )
+        assert schedule_cost(found).attention <= 1.05 * schedule_cost(best).attention
+        merged = {}
+        for bucket in found.buckets:
+            for at in bucket.steps:
+                merged[at] = bucket.steps
+        together = [
+            len({owner[other] for other in steps if other != step}) <= 1
+            for steps in set(merged.values())
+        ]
+        others += all(together)
+    assert others >= 8
+
+
+def test_groups_of_another_plan_or_too_many() -> None:
+    model = sample("dit", "cond-first")
+    plan = mixed(model, 1, steps=6)
+    with pytest.raises(PlanError, match="groups to stay near have 2 steps, expected the plan's 6"):
+        schedule(model.program, plan, 3, near=[(0,), (1,)])
+    alone = [(step,) for step in range(6)]
+    assert [bucket.steps for bucket in schedule(model.program, plan, 3, near=alone).buckets] == [
+        bucket.steps for bucket in schedule(model.program, plan, 3).buckets
+    ]
 
 
 def test_a_schedule_at_the_knee() -> None:

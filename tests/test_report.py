@@ -15,11 +15,15 @@ import numpy.typing as npt
 import pytest
 from PIL import Image
 
-from ditc.passes import schedule_cost
+from ditc.export import compile as compile_bundle
+from ditc.passes import schedule, schedule_cost
+from ditc.passes.curve import Curve
+from ditc.passes.merging import Merging
 from ditc.runtime.errors import BundleError, DitcError
 from ditc.runtime.manifest import Manifest
 from ditc.tools.cli import main
 from ditc.tools.report_colours import METHODS, STYLES
+from ditc.tools.report_curve import curve_chart
 from ditc.tools.report_data import read_facts
 from ditc.tools.report_extras import read_bench, read_demo, read_pareto
 from ditc.tools.report_html import Extras, embedded, page
@@ -111,6 +115,43 @@ def test_a_bundle_tells_the_same_as_its_schedule() -> None:
     assert facts.memory is not None
     assert facts.memory.slot_bytes == small_schedule().peak_slot_bytes
     assert [entry.what for entry in facts.absent] == ["Losses of candidates"]
+
+
+def test_the_curve_of_a_plan_has_a_dot_a_limit_and_a_ring_at_the_knee(tmp_path: Path) -> None:
+    facts = read_facts(reports.write_plan(tmp_path))
+    curve = Merging(reports.make_plan()).curve()
+    assert facts.curve == curve
+    assert curve.buckets == 4
+    shapes = Elements(curve_chart(curve, None)).of("circle")
+    dots = [shape for shape in shapes if "data-tip" in shape]
+    assert [str(dot["data-tip"]).split("\n")[0] for dot in dots] == [
+        "1 bucket",
+        *(f"{limit} buckets" for limit in (2, 3, 4)),
+    ]
+    assert f"{curve.slowdown(2):.2f}×" in str(dots[1]["data-tip"])
+    (ring,) = [shape for shape in shapes if shape["class"] == "here"]
+    assert ring["cx"] == dots[curve.knee - 1]["cx"]
+    assert float(str(dots[0]["cy"])) < float(str(dots[-1]["cy"]))  # slower is higher
+    assert "The ring is the knee" in plan_page(tmp_path / "plan.json")
+
+
+def test_a_bundle_made_under_a_limit_keeps_the_curve(tmp_path: Path) -> None:
+    program = small_schedule().program
+    limited = schedule(program, small_schedule().plan, 2)
+    place = compile_bundle(limited, tmp_path / "bundle")
+    facts = read_facts(place)
+    assert facts.curve == limited.curve
+    text = plan_page(place)
+    assert "The ring is the bundle&#x27;s own" in text or "The ring is the bundle's own" in text
+    assert f"2 of 4 keep {limited.curve.kept(2):.1%}" in text if limited.curve else False
+    assert 'id="buckets"' not in plan_page(small_bundle())
+
+
+@pytest.mark.parametrize("costs", [(5.0, 5.0), (3.0, 2.0, 1.0), (9.0, 1e-9), (0.0, 0.0)])
+def test_curves_of_all_kinds_are_drawn_inside_the_picture(costs: tuple[float, ...]) -> None:
+    for shape in Elements(curve_chart(Curve(costs, 10.0), 1)).of("circle"):
+        assert 0 <= float(str(shape["cx"])) <= 620
+        assert 0 <= float(str(shape["cy"])) <= 300
 
 
 def test_costs_are_scaled_to_the_batch_of_the_bundle() -> None:
@@ -227,7 +268,7 @@ def test_what_is_absent_is_said_and_not_drawn(tmp_path: Path) -> None:
     for words in ("Losses of candidates", "no --bench given", "no --pareto given", "no --demo"):
         assert words in text
     ids = {found.get("id") for found in Elements(text).of("section")}
-    assert ids == {"plan", "absent"}
+    assert ids == {"plan", "buckets", "absent"}
     lanes = [found.get("data-lane") for found in Elements(text).of("div") if "data-lane" in found]
     assert lanes == ["map", "work"]
 

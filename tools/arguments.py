@@ -79,10 +79,23 @@ def add_compile_options(parser: argparse.ArgumentParser) -> None:
         "graph brings less than an average one (knee)",
     )
     parser.add_argument(
+        "--near",
+        type=Path,
+        metavar="BUNDLE",
+        help="merge steps as in that bundle where it costs at most 5%% more, so that a plan that "
+        "differs little builds little",
+    )
+    parser.add_argument(
         "--max-slot-bytes",
         type=positive,
         metavar="BYTES",
         help="share less until what is kept between steps fits",
+    )
+    parser.add_argument(
+        "--max-memory-bytes",
+        type=positive,
+        metavar="BYTES",
+        help="the same until weights, the values of a step and what is kept fit, as predicted",
     )
     parser.add_argument(
         "--latency", type=Path, help="what 'ditc bench MODEL --sites' measured, to merge steps by"

@@ -2,12 +2,15 @@
 
 import argparse
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 from ditc.export import compile as compile_bundle
-from ditc.passes import Plan, Program, schedule, schedule_cost
+from ditc.passes import Plan, Program, Schedule, schedule, schedule_cost
 from ditc.passes.merging import Latencies as SiteMilliseconds
-from ditc.passes.merging import Merging
+from ditc.runtime.errors import BundleError
+from ditc.runtime.files import MANIFEST_FILE, read_text
+from ditc.runtime.manifest import Manifest
 
 from .latencies import Latencies
 from .models import load_recording, parse_call
@@ -34,13 +37,14 @@ def build(options: argparse.Namespace) -> None:
         program,
         plan,
         max_buckets=options.max_buckets,
+        near=None if options.near is None else _groups(options.near),
         max_slot_bytes=options.max_slot_bytes,
+        max_memory_bytes=options.max_memory_bytes,
         latencies=None if options.latency is None else _measured(options.latency, program, plan),
         ignore_model=options.ignore_model,
     )
-    if sched.dropped:
-        names = ", ".join(slot.name for slot in sched.dropped)
-        sys.stdout.write(f"{len(sched.dropped)} slots given up, least valuable first: {names}\n")
+    sys.stdout.write("".join(f"{line}\n" for line in _foretold(sched)))
+    sys.stdout.flush()
     built: list[str] = []
     with progress("compile", len(sched.buckets)) as advance:
         place = compile_bundle(
@@ -57,20 +61,39 @@ def build(options: argparse.Namespace) -> None:
     for obstacle in recording.obstacles:
         sys.stdout.write(f"no sampler in the bundle, which is to be attached: {obstacle}\n")
     cost = schedule_cost(sched)
-    curve = Merging(plan).curve()
     total = sum(file.stat().st_size for file in place.rglob("*") if file.is_file())
     sys.stdout.write(
         f"{place}: {len(sched.buckets)} buckets for {sched.steps} steps, {total / 1e6:.2f} MB, "
         f"{cost.attention_left:.1%} of attention and {cost.model_left:.1%} of the model's "
-        f"multiply-adds left, {sched.peak_slot_bytes / 1e6:.2f} MB of slots\n"
+        f"multiply-adds left\n"
         f"{len(built)} of {len(sched.buckets)} graphs built, the others found in the cache\n"
     )
-    if len(sched.buckets) < curve.buckets:
-        sys.stdout.write(
-            f"{curve.buckets} graphs were merged to {len(sched.buckets)}, which keeps "
-            f"{curve.kept(len(sched.buckets)):.1%} of what the plan saves; "
-            "--max-buckets all merges none\n"
+
+
+def _foretold(sched: Schedule) -> Iterator[str]:
+    """Yield what is known before anything is built."""
+    if sched.dropped:
+        names = ", ".join(slot.name for slot in sched.dropped)
+        yield f"{len(sched.dropped)} slots given up, least valuable first: {names}"
+    yield (
+        f"in memory at once, predicted: {sched.peak_bytes / 1e6:.2f} MB, of which "
+        f"{len(sched.slots)} slots take {sched.peak_slot_bytes / 1e6:.2f} MB"
+    )
+    curve, count = sched.curve, len(sched.buckets)
+    if curve is not None and count < curve.buckets:
+        yield (
+            f"{curve.buckets} graphs were merged to {count}, which keeps {curve.kept(count):.1%} "
+            f"of what the plan saves and costs {curve.slowdown(count):.2f} x at attention; "
+            "--max-buckets all merges none"
         )
+
+
+def _groups(bundle: Path) -> list[tuple[int, ...]]:
+    """Return the steps of each bucket of a bundle."""
+    if not bundle.is_dir():
+        raise BundleError(f"--near {bundle}: is no folder, expected a bundle")
+    manifest = Manifest.from_json(read_text(bundle, MANIFEST_FILE))
+    return [bucket.steps for bucket in manifest.buckets]
 
 
 def _measured(path: Path, program: Program, plan: Plan) -> SiteMilliseconds:

@@ -13,7 +13,7 @@ from ditc.runtime.files import read_text
 from ditc.runtime.manifest import MANIFEST_FILE, WEIGHTS_FILE, Manifest
 
 if TYPE_CHECKING:
-    from ditc.passes.merging import Curve
+    from ditc.passes.curve import Curve
 
 __all__ = ["LETTERS", "bytes_by_part", "inspect", "show_schema"]
 
@@ -84,6 +84,11 @@ def _bundle_lines(path: Path, manifest: Manifest) -> Iterator[str]:
             f"{len(bucket.writes):>6}  {_ranges(bucket.steps)}"
         )
     yield ""
+    if manifest.curve is not None:
+        from ditc.passes.curve import Curve
+
+        yield from _curve(Curve(manifest.curve.costs, manifest.curve.full), len(manifest.buckets))
+        yield ""
     owner = {step: bucket.methods for bucket in manifest.buckets for step in bucket.steps}
     yield from _grid([owner[step] for step in range(manifest.steps)])
 
@@ -107,13 +112,14 @@ def _plan_text(path: Path, *, as_json: bool) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _curve(curve: "Curve") -> Iterator[str]:
+def _curve(curve: "Curve", here: int | None = None) -> Iterator[str]:
     """Yield what a limit on buckets would cost: as many lines as tell of the bend."""
     yield f"buckets    {curve.buckets} without a limit; the knee of the curve is at {curve.knee}"
-    yield "limit      of the saving kept   attention's multiply-adds against no limit"
-    shown = {*(2**power for power in range(20)), curve.knee, curve.buckets}
+    yield "limit      of the saving kept   attention's predicted cost against no limit"
+    shown = {*(2**power for power in range(20)), curve.knee, curve.buckets, here or 1}
     for limit in sorted(limit for limit in shown if limit <= curve.buckets):
-        yield f"{limit:>5}      {curve.kept(limit):>20.1%}   {curve.slowdown(limit):.2f} x"
+        mark = "   here" if limit == here else ""
+        yield f"{limit:>5}      {curve.kept(limit):>20.1%}   {curve.slowdown(limit):.2f} x{mark}"
 
 
 def _grid(rows: Sequence[Mapping[str, str]]) -> Iterator[str]:

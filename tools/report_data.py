@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ditc.passes import Plan
+from ditc.passes.curve import Curve
 from ditc.passes.liveness import kept_residuals
+from ditc.passes.merging import Merging
 from ditc.runtime.errors import BundleError, DitcError
 from ditc.runtime.files import check_files, read_text
 from ditc.runtime.manifest import MANIFEST_FILE, PLAN_FILE, Manifest
@@ -50,6 +52,7 @@ class Facts:
         searched: None where the plan doesn't tell.
         absent: what can't be shown, and why.
         points: what a search for a budget tried, predicted; None where there was none.
+        curve: what each limit on buckets costs; None where a bundle was made without one.
     """
 
     source: str
@@ -64,6 +67,7 @@ class Facts:
     searched: Searched | None
     absent: tuple[Absent, ...]
     points: tuple[Point, ...] | None = None
+    curve: Curve | None = None
 
     @property
     def steps(self) -> int:
@@ -116,6 +120,7 @@ def _of_plan(path: Path) -> Facts:
         searched=searched,
         absent=(bundle, *absent),
         points=points_of(plan),
+        curve=Merging(plan).curve(),
     )
 
 
@@ -138,7 +143,7 @@ def _of_bundle(path: Path) -> Facts:
         searched, untold = searched_of(plan)
         absent = (*unfit, *untold)
     slots = sum(manifest.storage_bytes.values())
-    latents = manifest.input_of("latents")
+    latents, curve = manifest.input_of("latents"), manifest.curve
     return Facts(
         source=path.resolve().name,
         model=manifest.model.class_name,
@@ -158,6 +163,7 @@ def _of_bundle(path: Path) -> Facts:
         searched=searched,
         absent=absent,
         points=None if plan is None else points_of(plan),
+        curve=None if curve is None else Curve(curve.costs, curve.full),
     )
 
 

@@ -13,6 +13,7 @@ from html import escape
 from pathlib import Path
 
 from .report_colours import METHODS, STYLES, css_variables
+from .report_curve import curve_chart
 from .report_data import Facts
 from .report_extras import Demo, Latency
 from .report_images import comparison_html
@@ -56,6 +57,7 @@ def page(facts: Facts, extras: Extras, ditc: str) -> str:
     sections = "".join(
         (
             _plan_section(facts, extras.bench),
+            _curve_section(facts),
             _pareto_section(facts, extras.points),
             _demo_sections(extras.demo),
             _absent_section((*facts.absent, *_not_given(facts, extras))),
@@ -182,6 +184,22 @@ def _latency(facts: Facts, bench: Mapping[str, Latency] | None) -> str:
     )
     head = f'<div class="lane-head"><h3>Latency of a step</h3><p>{words}</p></div>'
     return head + latency_lane(facts, bench, scale)
+
+
+def _curve_section(facts: Facts) -> str:
+    curve = facts.curve
+    if curve is None or curve.buckets < 2:
+        return ""
+    here = None if facts.buckets is None else len(set(facts.buckets))
+    which = "knee" if here is None else "bundle's own"
+    at = curve.knee if here is None else here
+    words = (
+        f"Steps that share a graph use the milder of their methods. The ring is the {which}: "
+        f"{at} of {curve.buckets} keep {curve.kept(at):.1%} of what the plan saves."
+    )
+    chart = curve_chart(curve, here)
+    head = _head("Buckets against cost", words)
+    return f'<section id="buckets">{head}<div class="scroll">{chart}</div></section>'
 
 
 def _pareto_section(facts: Facts, points: Sequence[Point] | None) -> str:

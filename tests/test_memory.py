@@ -1,0 +1,121 @@
+"""Bytes of weights and of values alive at once, against what torch itself holds."""
+
+import gc
+import weakref
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from ditc.passes import Program, capture, schedule, schedule_cost
+from ditc.passes.memory import activation_bytes, weight_bytes
+from ditc.runtime.errors import PlanError
+
+from .samples import mixed, sample
+
+
+class Meter(TorchDispatchMode):
+    """Adds up what operators allocate, less what is freed, and remembers the most."""
+
+    def __init__(self, known: set[int]) -> None:
+        super().__init__()
+        self.known, self.now, self.most = known, 0, 0
+
+    def __torch_dispatch__(
+        self,
+        func: Callable[..., object],
+        types: object,
+        args: tuple[object, ...] = (),
+        kwargs: dict[str, object] | None = None,
+    ) -> object:
+        made = func(*args, **(kwargs or {}))
+        for value in made if isinstance(made, tuple | list) else (made,):
+            if isinstance(value, torch.Tensor):
+                self._count(value.untyped_storage())
+        self.most = max(self.most, self.now)
+        return made
+
+    def _count(self, storage: torch.UntypedStorage) -> None:
+        if storage._cdata in self.known:
+            return
+        self.known.add(storage._cdata)
+        self.now += storage.nbytes()
+        weakref.finalize(storage, self._free, storage._cdata, storage.nbytes())
+
+    def _free(self, key: int, size: int) -> None:
+        self.known.discard(key)
+        self.now -= size
+
+
+def test_linear_by_hand() -> None:
+    class Chain(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = torch.nn.Linear(8, 32), torch.nn.Linear(32, 8)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            hidden = torch.nn.functional.gelu(self.first(x).view(6, 32))
+            return self.second(hidden.view(2, 3, 32)) + x
+
+    program = capture(Chain(), {"x": torch.zeros(2, 3, 8)})
+    assert weight_bytes(program) == 4 * (2 * 8 * 32 + 32 + 8)
+    # x [2, 3, 8] lives throughout; the most is beside it the hidden layer before and behind gelu.
+    assert activation_bytes(program) == 4 * 6 * (8 + 32 + 32)
+
+
+def test_tied_weights_count_once() -> None:
+    class Tied(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first = torch.nn.Linear(8, 8, bias=False)
+            self.second = torch.nn.Linear(8, 8, bias=False)
+            self.second.weight = self.first.weight
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.second(self.first(x))
+
+    assert weight_bytes(capture(Tied(), {"x": torch.zeros(3, 8)})) == 4 * 64
+
+
+def program_of(name: str) -> Program:
+    return sample(name, "cond-first").program
+
+
+@pytest.mark.parametrize("name", ["fused-qkv", "dit", "pixart"])
+def test_no_less_than_torch_frees_and_allocates(name: str) -> None:
+    """Attention of torch on the CPU allocates a little besides its output, which isn't counted."""
+    program = program_of(name)
+    inputs = [program.example[entry.name] for entry in program.inputs]
+    given = sum(value.untyped_storage().nbytes() for value in inputs)
+    gc.collect()
+    known = {value.untyped_storage()._cdata for value in inputs}
+    known |= {value.untyped_storage()._cdata for value in program.graph_module.parameters()}
+    known |= {value.untyped_storage()._cdata for value in program.graph_module.buffers()}
+    with Meter(known) as meter, torch.no_grad():
+        program.graph_module(*inputs)
+    assert activation_bytes(program) == pytest.approx(meter.most + given, rel=0.25)
+
+
+def test_a_limit_on_memory_gives_slots_up() -> None:
+    model = sample("dit", "cond-first")
+    plan = mixed(model, 4, steps=8)
+    free = schedule(model.program, plan)
+    base = free.peak_bytes - free.peak_slot_bytes
+    assert base == weight_bytes(model.program) + activation_bytes(model.program)
+    for room in (free.peak_slot_bytes, free.peak_slot_bytes // 2, 0):
+        sched = schedule(model.program, plan, max_memory_bytes=base + room)
+        assert sched.peak_bytes <= base + room
+        assert bool(sched.dropped) == (room < free.peak_slot_bytes)
+        assert schedule_cost(sched).attention >= schedule_cost(free).attention
+    both = schedule(
+        model.program, plan, max_memory_bytes=base + free.peak_slot_bytes, max_slot_bytes=0
+    )
+    assert both.slots == ()
+
+
+def test_a_limit_below_what_is_needed_anyway() -> None:
+    model = sample("small", "cond-first")
+    base = weight_bytes(model.program) + activation_bytes(model.program)
+    with pytest.raises(PlanError, match=rf"^max_memory_bytes is 7, but .* at least {base}, at"):
+        schedule(model.program, mixed(model, 1), max_memory_bytes=7)
