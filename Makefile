@@ -32,7 +32,7 @@ types: $(INSTALLED)
 	$(BIN)/mypy $(foreach folder,$(FOLDERS),-p ditc.$(folder))
 
 unit: $(INSTALLED)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --dist worksteal
 
 # The wheel in an environment of its own, without torch, on a bundle made by the first one.
 wheel: $(INSTALLED)
