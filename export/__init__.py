@@ -4,7 +4,8 @@
 """
 
 from .blocks import blocked_window_attention
+from .checkpoint import Checkpoint, empty_model
 from .compiling import compile  # noqa: A004 (the contract's name)
 from .sampler import sampler_table
 
-__all__ = ["blocked_window_attention", "compile", "sampler_table"]
+__all__ = ["Checkpoint", "blocked_window_attention", "compile", "empty_model", "sampler_table"]

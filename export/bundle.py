@@ -9,7 +9,7 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -65,12 +65,19 @@ def staged(place: Path) -> Iterator[Path]:
                 parent.rmdir()
 
 
-def records(folder: Path) -> dict[str, FileInfo]:
-    """Return size and SHA-256 of every file in a folder but the manifest, by relative path."""
+def records(folder: Path, known: Mapping[str, FileInfo] | None = None) -> dict[str, FileInfo]:
+    """Return size and SHA-256 of every file in a folder but the manifest, by relative path.
+
+    Args:
+        folder: where.
+        known: those of files that were told while they were written.
+    """
+    told = known or {}
     files = sorted(
         path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST_FILE
     )
-    return {path.relative_to(folder).as_posix(): _record(path) for path in files}
+    names = ((path.relative_to(folder).as_posix(), path) for path in files)
+    return {name: told.get(name) or _record(path) for name, path in names}
 
 
 def _record(path: Path) -> FileInfo:

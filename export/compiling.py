@@ -37,7 +37,7 @@ from .lowered import Lowered
 from .onnx import lower, save
 from .sampler import sampler_table
 from .variants import write_sources
-from .weights import merge, write_store
+from .weights import entries, merge, write_store
 
 __all__ = ["compile"]
 
@@ -99,11 +99,13 @@ def compile(  # noqa: A001 (the contract's name)
             jobs or usable_cores(),
             _teller(progress, log),
         )
-        tensors = merge(lowered[bucket.name].tensors(bucket.program) for bucket in sched.buckets)
-        placed = write_store(tensors, folder / WEIGHTS_FILE)
+        parts = (entries(lowered[bucket.name], bucket.program) for bucket in sched.buckets)
+        store = write_store(merge(parts), folder / WEIGHTS_FILE)
+        if sched.program.weights is not None:
+            sched.program.weights.check()
         write_sources(folder / SOURCES_FILE, sched.program, lowered.values())
         for bucket in sched.buckets:
-            save(lowered[bucket.name], folder / _file(bucket), WEIGHTS_FILE, placed)
+            save(lowered[bucket.name], folder / _file(bucket), WEIGHTS_FILE, store.places)
         sched.plan.save(folder / PLAN_FILE)
         save_file(_conditioning(sched.program), folder / CONDITIONING_FILE)
         manifest = Manifest(
@@ -118,7 +120,7 @@ def compile(  # noqa: A001 (the contract's name)
             slots=tuple(_slot(slot, sched.storages[slot.name]) for slot in sched.slots),
             buckets=tuple(_bucket(bucket, lowered[bucket.name]) for bucket in sched.buckets),
             sampler=table,
-            files=records(folder),
+            files=records(folder, {WEIGHTS_FILE: store.file}),
             curve=None if sched.curve is None else CurveInfo(sched.curve.costs, sched.curve.full),
         )
         (folder / MANIFEST_FILE).write_text(manifest.to_json(), encoding="utf-8")

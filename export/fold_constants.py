@@ -9,7 +9,7 @@ from torch import fx
 from ditc.passes.base import Pass
 from ditc.passes.graphs import add_weight
 
-from .weights import constant_name
+from .tensors import constant_name, raw_bytes
 
 __all__ = ["FoldConstants", "add_constant"]
 
@@ -57,6 +57,5 @@ def _is_constant(node: fx.Node, values: dict[fx.Node, torch.Tensor]) -> bool:
 
 def add_constant(graph: fx.Graph, constant: torch.Tensor) -> fx.Node:
     """Make a constant a weight of the graph's module, named after its content."""
-    content = constant.contiguous().numpy()
-    name = constant_name(constant.shape, content.dtype.name.upper(), content.tobytes())
-    return add_weight(graph, name, constant)
+    kind = str(constant.dtype).removeprefix("torch.").upper()
+    return add_weight(graph, constant_name(constant.shape, kind, raw_bytes(constant)), constant)

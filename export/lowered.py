@@ -11,6 +11,9 @@ from safetensors.torch import load, save
 
 from ditc.passes.graphs import weight
 from ditc.passes.program import Program
+from ditc.runtime.errors import LoweringError
+
+from .tensors import raw_bytes
 
 __all__ = ["Lowered", "Source", "pack", "unpack"]
 
@@ -20,15 +23,58 @@ CONSTANT = "constant:"
 
 @dataclass(frozen=True)
 class Source:
-    """Where a stored weight comes from: a tensor of the program, as it is or transposed."""
+    """Where a stored weight comes from: a tensor of the program, as it is or changed.
+
+    Attributes:
+        target: name of the tensor in the program.
+        transposed: whether its two axes are exchanged.
+        dtype: torch's name of the dtype it is cast to, None to leave it as the program has it.
+    """
 
     target: str
     transposed: bool
+    dtype: str | None = None
+
+    def like(self, program: Program) -> torch.Tensor:
+        """Return a tensor without values, on the meta device, as the stored one."""
+        held = weight(program.graph_module, self.target)
+        return self.changed(torch.empty(held.shape, dtype=held.dtype, device="meta"))
 
     def tensor(self, program: Program) -> torch.Tensor:
-        """Return the stored tensor of a program; a view of the program's own."""
-        value = weight(program.graph_module, self.target).detach()
+        """Return the stored tensor of a program: a view of its own, or read from where it lies.
+
+        Raises:
+            DitcError: if it can't be read.
+        """
+        held = weight(program.graph_module, self.target).detach()
+        if not held.is_meta:
+            return self.changed(held)
+        if program.weights is None:
+            raise LoweringError(
+                f"weight {self.target} isn't loaded, and the program doesn't say where it lies: "
+                "capture with weights="
+            )
+        read = program.weights.tensor(self.target)
+        if read.shape != held.shape:
+            raise LoweringError(
+                f"weight {self.target} is {list(read.shape)} where it lies, the program has "
+                f"{list(held.shape)}"
+            )
+        return self.changed(_as(read, held.dtype, self.dtype))
+
+    def changed(self, value: torch.Tensor) -> torch.Tensor:
+        """Return a tensor of the program as it is stored."""
+        if self.dtype is not None:
+            value = value.to(getattr(torch, self.dtype))
         return value.t() if self.transposed else value
+
+
+def _as(read: torch.Tensor, held: torch.dtype, wanted: str | None) -> torch.Tensor:
+    """Return a tensor as the program has it, unless it is cast back to what it is right after."""
+    back = wanted is not None and getattr(torch, wanted) == read.dtype
+    if back and torch.promote_types(read.dtype, held) == held:
+        return read
+    return read.to(held)
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,13 +101,6 @@ class Lowered:
     def names(self) -> tuple[str, ...]:
         """Names of the tensors of the store that the graph refers to, sorted."""
         return tuple(sorted({*self.weights, *self.constants}))
-
-    def tensors(self, program: Program) -> dict[str, torch.Tensor]:
-        """Return what the graph refers to, by name, of the program it was made from."""
-        return {
-            **{name: source.tensor(program) for name, source in self.weights.items()},
-            **self.constants,
-        }
 
 
 def pack(lowered: Lowered) -> bytes:
@@ -118,5 +157,5 @@ def _digest(tensors: Mapping[str, torch.Tensor], record: str) -> str:
     found = hashlib.sha256(record.encode())
     for name, value in sorted(tensors.items()):
         found.update(f"{name} {value.dtype} {list(value.shape)}".encode())
-        found.update(value.numpy().tobytes())
+        found.update(raw_bytes(value))
     return found.hexdigest()

@@ -11,6 +11,7 @@ import onnx
 import onnx_ir
 import torch
 from torch import fx
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ditc.passes.base import run
 from ditc.passes.counting import multiply_adds
@@ -25,8 +26,8 @@ from .expand_masks import ExpandMasks
 from .fold_constants import FoldConstants
 from .lower_windows import LowerWindows
 from .lowered import Lowered, Source
+from .tensors import constant_name
 from .transpose_weights import TransposeWeights
-from .weights import constant_name
 
 __all__ = ["OPSET", "lower", "lower_graph", "save"]
 
@@ -142,7 +143,7 @@ def _lift(module: fx.GraphModule, program: Program) -> dict[str, Source]:
             last = graph.find_nodes(op="placeholder")[-1]
             with graph.inserting_after(last):
                 lifted[target] = graph.placeholder(f"lifted_{len(lifted)}")
-            lifted[target].meta["val"] = weight(module, target).detach()
+            lifted[target].meta["val"] = node.meta["val"]
             sources[target] = source
         node.replace_all_uses_with(lifted[target])
         graph.erase_node(node)
@@ -162,10 +163,9 @@ def _source(target: str, program: Program) -> Source | None:
 
 
 def _translate(where: str, module: fx.GraphModule) -> onnx_ir.Model:
-    example = tuple(
-        torch.empty(node.meta["val"].shape, dtype=node.meta["val"].dtype)
-        for node in module.graph.find_nodes(op="placeholder")
-    )
+    values = [node.meta["val"] for node in module.graph.find_nodes(op="placeholder")]
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        example = tuple(torch.empty(value.shape, dtype=value.dtype) for value in values)
     try:
         with _quiet(), torch.no_grad():
             exported = torch.export.export(module, example, strict=False)
@@ -209,9 +209,14 @@ def _constants(model: onnx_ir.Model) -> dict[str, torch.Tensor]:
         assert tensor is not None
         name = _name_by_content(model, value, tensor)
         if tensor.nbytes > INLINE_BYTES and name not in constants:
-            constants[name] = torch.from_numpy(tensor.numpy().copy())
+            constants[name] = _as_torch(tensor)
             model.graph.initializers[name].const_value = _elsewhere(name, tensor)
     return constants
+
+
+def _as_torch(tensor: onnx_ir.TensorProtocol) -> torch.Tensor:
+    dtype: torch.dtype = getattr(torch, tensor.dtype.numpy().name)
+    return torch.frombuffer(bytearray(tensor.tobytes()), dtype=dtype).reshape(tensor.shape.numpy())
 
 
 def _refer(

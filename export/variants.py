@@ -5,19 +5,20 @@ import json
 import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
 from ditc.passes.program import Program
-from ditc.runtime.errors import BundleError
+from ditc.runtime.errors import BundleError, CaptureError
 from ditc.runtime.files import PLAN_FILE, SOURCES_FILE, WEIGHTS_FILE, check_files, read_text
 from ditc.runtime.manifest import MANIFEST_FILE, Manifest
 
 from .bundle import records, staged
+from .checkpoint import Checkpoint
 from .lowered import Lowered, Source
+from .weights import Entry, Store, write_store
 
 __all__ = ["swap_weights", "write_sources"]
 
@@ -67,15 +68,18 @@ def swap_weights(bundle: str | Path, checkpoint: str | Path, out_dir: str | Path
     manifest = Manifest.from_json(read_text(root, MANIFEST_FILE))
     check_files(root, manifest.files)
     record = _sources(root, manifest)
-    tensors = _read(given, record["parameters"])
+    tensors = _checkpoint(given, record["parameters"])
     place = Path(out_dir)
     with staged(place) as folder:
         for name in manifest.files:
-            shutil.copyfile(root / name, folder / name)
-        _swap(folder / WEIGHTS_FILE, record["weights"], tensors)
+            if name != WEIGHTS_FILE:
+                shutil.copyfile(root / name, folder / name)
+        store = _swap(root / WEIGHTS_FILE, folder / WEIGHTS_FILE, record["weights"], tensors)
         _mark_plan(folder / PLAN_FILE)
-        digest = hashlib.sha256(given.read_bytes()).hexdigest()
-        swapped = replace(manifest, files=records(folder), weights_sha256=digest)
+        with given.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        files = records(folder, {WEIGHTS_FILE: store.file})
+        swapped = replace(manifest, files=files, weights_sha256=digest)
         (folder / MANIFEST_FILE).write_text(swapped.to_json(), encoding="utf-8")
     return place
 
@@ -89,46 +93,59 @@ def _sources(root: Path, manifest: Manifest) -> Mapping[str, Mapping[str, Mappin
     return found
 
 
-def _read(path: Path, parameters: Mapping[str, Mapping[str, object]]) -> dict[str, torch.Tensor]:
-    """Return the parameters of a checkpoint, all of them checked."""
+def _checkpoint(path: Path, parameters: Mapping[str, Mapping[str, object]]) -> Checkpoint:
+    """Return a checkpoint that holds the parameters of a bundle's model, and nothing else."""
     try:
-        with safe_open(path, "pt") as file:
-            names = list(file.keys())
-            tensors = {name: file.get_tensor(name) for name in names if name in parameters}
-    except (OSError, SafetensorError) as error:
-        raise BundleError(f"{path}: can't be read as safetensors: {error}") from error
+        checkpoint = Checkpoint(path)
+    except CaptureError as error:
+        raise BundleError(str(error)) from error
+    shapes, dtypes = checkpoint.shapes, checkpoint.dtypes
     for name, expected in parameters.items():
-        if name not in tensors:
+        if name not in shapes:
             raise BundleError(
                 f"{path}: lacks {name}, which the bundle's model has; merge adapters into the "
                 "whole model first"
             )
-        shape, dtype = list(tensors[name].shape), _dtype(tensors[name].dtype)
+        shape, dtype = list(shapes[name]), _dtype(dtypes[name])
         if shape != expected["shape"] or dtype != expected["dtype"]:
             raise BundleError(
                 f"{path}: {name} is {dtype} {shape}, the bundle's model has {expected['dtype']} "
                 f"{expected['shape']}; convert it, or compile that model"
             )
-    strangers = sorted(set(names) - set(parameters))
+    strangers = sorted(set(shapes) - set(parameters))
     if strangers:
         raise BundleError(
             f"{path}: holds {strangers[0]}, which the bundle's model hasn't; it is of another model"
         )
-    return tensors
+    return checkpoint
 
 
 def _swap(
-    store: Path,
+    old: Path,
+    new: Path,
     weights: Mapping[str, Mapping[str, object]],
-    tensors: Mapping[str, torch.Tensor],
-) -> None:
-    with safe_open(store, "pt") as file:
-        held = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
-    for name, entry in weights.items():
-        source = Source(str(entry["target"]), bool(entry["transposed"]))
-        value = tensors[source.target]
-        held[name] = (value.t() if source.transposed else value).contiguous().clone()
-    save_file(held, store)
+    tensors: Checkpoint,
+) -> Store:
+    """Write a store like the old one with a checkpoint's weights in it."""
+    held = Checkpoint(old)
+    sources = {
+        name: Source(str(entry["target"]), bool(entry["transposed"]), _cast(entry["dtype"]))
+        for name, entry in weights.items()
+    }
+
+    def read(name: str) -> torch.Tensor:
+        source = sources.get(name)
+        if source is None:
+            return held.tensor(name)
+        return source.changed(tensors.tensor(source.target))
+
+    shapes, dtypes = held.shapes, held.dtypes
+    parts = {name: Entry(shapes[name], dtypes[name], partial(read, name)) for name in shapes}
+    return write_store(parts, new)
+
+
+def _cast(value: object) -> str | None:
+    return None if value is None else str(value)
 
 
 def _mark_plan(path: Path) -> None:

@@ -21,6 +21,7 @@ from .remove_dead_code import RemoveDeadCode
 from .sites import find_sites
 from .told import Told
 from .unlifting import unlift
+from .unloaded import Weights, standing_in
 
 __all__ = ["capture"]
 
@@ -37,12 +38,14 @@ def capture(
     timestep: str | None = None,
     unconditional: Mapping[str, object] | None = None,
     told: Told | None = None,
+    weights: Weights | None = None,
 ) -> Program:
     """Capture a denoiser as a program.
 
     Args:
         module: the denoiser; captured in eval mode, its mode is restored. Weights are shared
-            with the program, not copied.
+            with the program, not copied. Those on the meta device stay there: nothing is computed
+            with them.
         kwargs: arguments of one call, all by name; tensors become inputs, all else is fixed.
         cfg: order of the two halves of classifier-free guidance in the batch, None without;
             `separate` where each half has a call of its own, whose arguments are one call's then.
@@ -50,6 +53,7 @@ def capture(
         timestep: name of the argument that holds the timestep, found by name if None.
         unconditional: arguments of the unconditional call, where `kwargs` are the conditional's.
         told: how the timestep follows from the scheduler's; it is the scheduler's if None.
+        weights: where the values of weights on the meta device lie, None if there are none.
 
     Returns:
         A program that computes, to the bit, what the module computes.
@@ -62,8 +66,9 @@ def capture(
     _check_layout(cfg, unconditional)
     stacked = frozenset(name for name in roles.latents if _is_samples(kwargs.get(name)))
     given = stack(kwargs, stacked)
-    out_spec = _out_spec(module, kwargs) if stacked else None
-    exported, decided = export(module, given, roles.changes, stacked)
+    with standing_in(module):
+        out_spec = _out_spec(module, kwargs) if stacked else None
+        exported, decided = export(module, given, roles.changes, stacked)
     graph_module = unlift(exported)
     paths = _input_paths(exported, given)
     tensors = dict(flatten(given))
@@ -93,6 +98,7 @@ def capture(
         stacked=stacked,
         told=told or Told(),
         grid=token_grid(sites, tuple(example[held].shape), _channels(module), given),
+        weights=weights,
     )
     if unconditional is None:
         return program

@@ -3,7 +3,7 @@
 import logging
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Set
-from contextlib import contextmanager, redirect_stderr
+from contextlib import contextmanager, nullcontext, redirect_stderr
 from functools import wraps
 from io import StringIO
 
@@ -14,6 +14,7 @@ from ditc.runtime.errors import CaptureError
 
 from .choices import Answer, Following, Noting, is_model_file
 from .program import flatten
+from .unloaded import is_stood_in
 
 __all__ = ["export", "traced_line"]
 
@@ -83,12 +84,16 @@ def _check_arguments(name: str, kwargs: Kwargs) -> None:
 def _warm_up(module: torch.nn.Module, kwargs: Kwargs) -> None:
     """Run a module, so that what it caches is tensors of its own and not the tracer's.
 
+    Reads of values are noted, though nobody asks for them yet: of a model that isn't loaded only
+    those can be read that conditioning tells.
+
     Raises:
         CaptureError: if the call fails, with the model's line.
     """
     given = pytree.tree_map(lambda x: x.clone() if isinstance(x, torch.Tensor) else x, dict(kwargs))
     try:
-        module(**given)
+        with Noting({}) if is_stood_in(module) else nullcontext():
+            module(**given)
     except Exception as error:  # whatever the model's code runs into
         name = type(module).__name__
         raise CaptureError(f"{name} can't be captured: {_reason(error)}") from error

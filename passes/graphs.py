@@ -54,8 +54,16 @@ def add_weight(graph: fx.Graph, target: str, value: torch.Tensor) -> fx.Node:
         owner.add_submodule(path, torch.nn.Module())
     owner.get_submodule(path).register_buffer(name, value)
     node = graph.get_attr(target)
-    node.meta["val"] = fake_mode(graph).from_tensor(value)
+    node.meta["val"] = _fake(graph, value)
     return node
+
+
+def _fake(graph: fx.Graph, value: torch.Tensor) -> torch.Tensor:
+    mode = fake_mode(graph)
+    if not value.is_meta:
+        return mode.from_tensor(value, static_shapes=True)
+    with mode:  # graphs compute on the CPU, where a weight would be if it were loaded
+        return torch.empty_strided(value.shape, value.stride(), dtype=value.dtype)
 
 
 def _has(module: fx.GraphModule, path: str) -> bool:

@@ -13,6 +13,7 @@ from ditc.runtime.errors import CaptureError
 from .identity import CfgLayout, Identity, in_batch
 from .prologue import Feed, Prologue
 from .told import Told
+from .unloaded import Weights, has_unloaded
 
 __all__ = [
     "CfgLayout",
@@ -135,6 +136,7 @@ class Program:
         grid: (rows, columns) or (frames, rows, columns) of the image tokens at its sites, None if
             that can't be told.
         prologue: what was taken out of the graph to run before the steps, if anything was.
+        weights: where the values of weights on the meta device lie, None if all are loaded.
     """
 
     graph_module: fx.GraphModule
@@ -152,6 +154,7 @@ class Program:
     told: Told = field(default_factory=Told)
     grid: tuple[int, ...] | None = None
     prologue: Prologue | None = None
+    weights: Weights | None = None
 
     def __call__(self, **kwargs: object) -> object:
         """Run the captured graph.
@@ -163,11 +166,25 @@ class Program:
             What the module returns, in its own structure.
 
         Raises:
-            CaptureError: if an argument is missing, unknown, or unlike what was captured.
+            CaptureError: if an argument is missing, unknown, or unlike what was captured, or if
+                the program's weights aren't loaded.
         """
+        self.check_loaded()
         with torch.no_grad():
             values = self.graph_module(*self.feed()(self.bind(kwargs)))
         return self.unflatten(values)
+
+    def check_loaded(self) -> None:
+        """Refuse to run without weights.
+
+        Raises:
+            CaptureError: if the program was captured of a model that isn't loaded.
+        """
+        if has_unloaded(self.graph_module):
+            raise CaptureError(
+                f"the weights of {self.identity.model} aren't loaded: it can be compiled, but to "
+                "run it in torch, load the model and capture that"
+            )
 
     @property
     def latents(self) -> Input:

@@ -14,6 +14,7 @@ from .identity import CfgLayout, in_batch
 from .program import Program, flatten
 from .recorder import Recorder, Stop
 from .told import Told
+from .unloaded import Weights
 
 __all__ = ["Recording", "record"]
 
@@ -32,6 +33,7 @@ class Recording:
         obstacles: what the pipeline does around the denoiser that a bundle's own loop doesn't;
             the denoiser can be compiled and put back into the pipeline all the same.
         first_step: the first of the pipeline's steps that calls the denoiser.
+        weights: where the values of weights on the meta device lie, None if all are loaded.
     """
 
     module: torch.nn.Module
@@ -42,11 +44,17 @@ class Recording:
     told: Told = field(default_factory=Told)
     obstacles: tuple[str, ...] = ()
     first_step: int = 0
+    weights: Weights | None = None
 
     def capture(self) -> Program:
         """Capture the denoiser with the arguments recorded."""
         return capture(
-            self.module, self.kwargs, self.cfg, unconditional=self.unconditional, told=self.told
+            self.module,
+            self.kwargs,
+            self.cfg,
+            unconditional=self.unconditional,
+            told=self.told,
+            weights=self.weights,
         )
 
     def sampler(self) -> object:

@@ -34,11 +34,12 @@ class TorchSession:
 
         Raises:
             PlanError: if the schedule has no such step, or one that it needs hasn't run.
-            CaptureError: if an argument is unlike what was captured.
+            CaptureError: if an argument is unlike what was captured, or weights aren't loaded.
         """
         if not 0 <= step < self.schedule.steps:
             raise PlanError(f"step {step}: the plan has steps 0 to {self.schedule.steps - 1}")
         program = self.schedule.program
+        program.check_loaded()
         inputs = program.bind(kwargs)
         bucket = self.schedule.bucket_of(step)
         self._check_slots(step, bucket)

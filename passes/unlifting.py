@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Mapping
 
 import torch
 from torch import fx
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.export.graph_signature import (
     ConstantArgument,
     InputKind,
@@ -16,6 +17,7 @@ from torch.export.graph_signature import (
 from ditc.runtime.errors import CaptureError
 
 from .exporting import traced_line
+from .unloaded import unloaded_like
 
 __all__ = ["unlift"]
 
@@ -156,7 +158,7 @@ def _copy_input(
     value = source[target]
     if not isinstance(value, torch.Tensor):
         raise CaptureError(f"constant {target} is {type(value).__name__}, expected a tensor")
-    weights[target] = value
+    weights[target] = unloaded_like(value) if isinstance(value, FakeTensor) else value
     mapping[node] = copied = graph.get_attr(target)
     copied.meta = dict(node.meta)
 

@@ -2,10 +2,14 @@
 
 import pytest
 
+from ditc.passes import Program, capture
+from ditc.passes.fingerprint import program_digest
 from ditc.runtime.errors import CaptureError
 from ditc.tools.zoo import ZOO, faults, left_out, table
 from ditc.tools.zoo_entry import Tiny
 from ditc.tools.zoo_trial import Trial, captured, trial
+
+from .nan_tokens import nan_tokens
 
 REFUSED = {
     "HiDreamImageTransformer2DModel": ("hidream_image.py:", "another at every step"),
@@ -45,12 +49,34 @@ def test_every_transformer_of_diffusers_is_tried() -> None:
 @pytest.mark.filterwarnings("ignore")
 def test_captured_to_the_bit_or_refused_with_the_reason(tiny: Tiny) -> None:
     if tiny.name not in REFUSED:
-        captured(tiny)
+        _, program = captured(tiny)
+        check_text(program)
         return
     with pytest.raises(CaptureError) as caught:
         captured(tiny)
     assert all(words in str(caught.value) for words in REFUSED[tiny.name])
     assert "\n" not in str(caught.value)
+
+
+def check_text(program: Program) -> None:
+    """Check text ranges against a run on NaN."""
+    image = nan_tokens(program)
+    for site in program.sites:
+        if site.eligible:
+            first, last = site.text
+            text = tuple(not first <= token < last for token in range(site.tokens))
+            assert text == image[site.name]
+
+
+@pytest.mark.parametrize("title", FAMILIES)
+@pytest.mark.filterwarnings("ignore")
+def test_families_are_captured_without_their_weights(title: str) -> None:
+    tiny = named(title)
+    made = [
+        capture(module, tiny.kwargs(), tiny.cfg, latents=tiny.latents, timestep=tiny.timestep)
+        for module in (tiny.module(), tiny.module().to("meta"))
+    ]
+    assert program_digest(made[0]) == program_digest(made[1])
 
 
 @pytest.mark.parametrize("title", FAMILIES)
