@@ -15,7 +15,7 @@ from ditc.runtime.errors import LoweringError
 
 from .blocks import query_block
 
-__all__ = ["blocked_arrow_attention"]
+__all__ = ["blocked_arrow_attention", "check_text", "text_and_image"]
 
 
 def blocked_arrow_attention(
@@ -47,21 +47,30 @@ def blocked_arrow_attention(
             f"arrow attention has {tokens} queries, {key.shape[-2]} keys and {value.shape[-2]} "
             "values, expected as many of each"
         )
-    start, stop = text
-    if not 0 <= start < stop <= tokens or (start != 0 and stop != tokens):
-        raise LoweringError(f"text {start} to {stop} isn't at one end of {tokens} tokens")
+    check_text(text, tokens)
     if query.dim() != 4:
         four = [part.reshape(1, -1, *part.shape[-2:]) for part in (query, key, value)]
         output = blocked_arrow_attention(four[0], four[1], four[2], window, text, scale)
         return output.reshape(*query.shape[:-2], *output.shape[-2:])
-    words, image = _parts(query, text)
+    words, image = text_and_image(query, text)
     told = functional.scaled_dot_product_attention(words, key, value, scale=scale)
-    seen = _image(image, _parts(key, text), _parts(value, text), window, scale)
-    return torch.cat([told, seen] if start == 0 else [seen, told], dim=2)
+    seen = _image(image, text_and_image(key, text), text_and_image(value, text), window, scale)
+    return torch.cat([told, seen] if text[0] == 0 else [seen, told], dim=2)
 
 
-def _parts(source: Tensor, text: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """Return the text tokens and the image tokens."""
+def check_text(text: tuple[int, int], tokens: int) -> None:
+    """Refuse text that isn't at one end of a sequence.
+
+    Raises:
+        LoweringError: telling both.
+    """
+    start, stop = text
+    if not 0 <= start < stop <= tokens or (start != 0 and stop != tokens):
+        raise LoweringError(f"text {start} to {stop} isn't at one end of {tokens} tokens")
+
+
+def text_and_image(source: Tensor, text: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """Return the text tokens and the image tokens of `[batch, heads, tokens, size]`."""
     sizes = [text[1], source.shape[2] - text[1]]
     if text[0] == 0:
         words, image = torch.split(source, sizes, dim=2)

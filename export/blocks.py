@@ -18,7 +18,15 @@ from torch.nn import functional
 from ditc.passes.window import Window
 from ditc.runtime.errors import LoweringError
 
-__all__ = ["Block", "blocked_window_attention", "blocks_of", "multiply_adds", "query_block"]
+__all__ = [
+    "MOST_SCORES",
+    "Block",
+    "as_heads",
+    "blocked_window_attention",
+    "blocks_of",
+    "multiply_adds",
+    "query_block",
+]
 
 MOST_BLOCKS = 64
 MOST_SCORES = 2**25
@@ -133,9 +141,9 @@ def blocked_window_attention(
     queries = torch.split(query, [group[-1].stop - group[0].start for group in groups], dim=2)
     outputs = [
         functional.scaled_dot_product_attention(
-            _as_heads(part, len(group)),
-            _as_heads(_runs(key, group), len(group)),
-            _as_heads(_runs(value, group), len(group)),
+            as_heads(part, len(group)),
+            as_heads(_runs(key, group), len(group)),
+            as_heads(_runs(value, group), len(group)),
             attn_mask=None if mask is None or group[0].uniform else _cut(mask, group[0], window),
             scale=scale,
         ).reshape(*part.shape[:3], value.shape[3])
@@ -184,7 +192,7 @@ def _runs(source: Tensor, group: Sequence[Block]) -> Tensor:
     return source.index_select(2, torch.cat(places))
 
 
-def _as_heads(source: Tensor, count: int) -> Tensor:
+def as_heads(source: Tensor, count: int) -> Tensor:
     """Return `[batch, heads, count * tokens, size]` as `[batch, heads * count, tokens, size]`."""
     batch, heads, tokens, size = source.shape
     return source.reshape(batch, heads * count, tokens // count, size)

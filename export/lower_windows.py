@@ -1,8 +1,9 @@
 """Lower windows: ditc.window_attention(q, k, v)   becomes   dense attention, block by block.
 
-So does ditc.arrow_attention.
+So do ditc.arrow_attention and ditc.tile_attention.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar
@@ -10,18 +11,19 @@ from typing import ClassVar
 import torch
 from torch import fx
 
-from ditc.passes.arrow_attention import ARROW_ATTENTION
-from ditc.passes.attention import WINDOW_ATTENTION
 from ditc.passes.base import Pass, run
 from ditc.passes.clean_inference import CleanInference
 from ditc.passes.graphs import add_weight, flat_outputs, infer, shape_of, weight
 from ditc.passes.remove_dead_code import RemoveDeadCode
+from ditc.passes.tile_window import TileWindow
 from ditc.passes.unlifting import unlift
 from ditc.passes.window import Window
+from ditc.passes.window_nodes import WINDOWED, Windowed, read_windowed
 
 from .arrow_blocks import blocked_arrow_attention
 from .blocks import blocked_window_attention
 from .fold_constants import add_constant
+from .tile_blocks import blocked_tile_attention
 
 __all__ = ["LowerWindows"]
 
@@ -35,9 +37,9 @@ class LowerWindows(Pass):
     def rewrite(self, graph: fx.Graph) -> int:
         """Replace window attentions and return how many."""
         bodies: dict[object, fx.GraphModule] = {}
-        nodes = [node for node in graph.nodes if node.target in (WINDOW_ATTENTION, ARROW_ATTENTION)]
+        nodes = [node for node in graph.nodes if node.target in WINDOWED]
         for node in nodes:
-            form = (tuple(shape_of(source) for source in _sources(node)), node.args[3:])
+            form = (tuple(shape_of(source) for source in _sources(node)), read_windowed(node))
             if form not in bodies:
                 bodies[form] = _trace(node)
             _inline(graph, node, bodies[form])
@@ -47,14 +49,23 @@ class LowerWindows(Pass):
 class _Blocked(torch.nn.Module):
     """Window attention over blocks, as a module that can be exported."""
 
-    def __init__(self, window: Window, scale: float, text: tuple[int, int] | None) -> None:
+    def __init__(self, form: Windowed) -> None:
         super().__init__()
-        self.attend = partial(blocked_window_attention, window=window, scale=scale)
-        if text is not None:
-            self.attend = partial(blocked_arrow_attention, window=window, text=text, scale=scale)
+        self.attend = _attention(form)
 
     def forward(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
         return self.attend(query, key, value)
+
+
+def _attention(form: Windowed) -> Callable[..., torch.Tensor]:
+    """Return the function over query, key and value that computes a window attention in blocks."""
+    window, text, scale = form.window, form.text, form.scale
+    if isinstance(window, TileWindow):
+        return partial(blocked_tile_attention, window=window, text=text, scale=scale)
+    assert isinstance(window, Window)
+    if text[0] == text[1]:
+        return partial(blocked_window_attention, window=window, scale=scale)
+    return partial(blocked_arrow_attention, window=window, text=text, scale=scale)
 
 
 def _sources(node: fx.Node) -> list[fx.Node]:
@@ -62,24 +73,10 @@ def _sources(node: fx.Node) -> list[fx.Node]:
     return [source for source in node.args[:3] if isinstance(source, fx.Node)]
 
 
-def _text(node: fx.Node) -> tuple[int, int] | None:
-    """Return the range of text of an arrow attention."""
-    if node.target is not ARROW_ATTENTION:
-        return None
-    start, stop = node.args[6:8]
-    assert isinstance(start, int)
-    assert isinstance(stop, int)
-    return start, stop
-
-
 def _trace(node: fx.Node) -> fx.GraphModule:
-    radius, block, scale = node.args[3:6]
-    assert isinstance(radius, int)
-    assert isinstance(block, int)
-    assert isinstance(scale, float)
     values = [source.meta["val"] for source in _sources(node)]
     example = tuple(torch.zeros(value.shape, dtype=value.dtype) for value in values)
-    module = _Blocked(Window(radius, block), scale, _text(node))
+    module = _Blocked(read_windowed(node))
     body = unlift(torch.export.export(module, example, strict=False))
     run((CleanInference(),), body)
     _fold(body)

@@ -17,6 +17,7 @@ from .method import Method
 from .origin import Gate, Origin, Tried
 from .plan import Losses, Plan
 from .schema import plan_schema
+from .tile_window import TileLayout, TileWindow
 from .window import Window
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from .scheduling import Bucket, Schedule, schedule
     from .session import TorchSession
     from .splitting import split_prologue
+    from .tile_attention import tiled_attention
 
 __all__ = [
     "Bucket",
@@ -50,6 +52,8 @@ __all__ = [
     "Site",
     "SiteCost",
     "Slot",
+    "TileLayout",
+    "TileWindow",
     "TorchSession",
     "Tried",
     "Window",
@@ -64,6 +68,7 @@ __all__ = [
     "schedule_cost",
     "site_cost",
     "split_prologue",
+    "tiled_attention",
     "windowed_attention",
 ]
 
@@ -87,6 +92,7 @@ WITH_TORCH = {
     "schedule_cost": "arithmetic",
     "site_cost": "counting",
     "split_prologue": "splitting",
+    "tiled_attention": "tile_attention",
     "windowed_attention": "attention",
 }
 """Module of each public name that needs torch."""

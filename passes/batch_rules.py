@@ -2,9 +2,8 @@
 
 import torch
 
-from .arrow_attention import ARROW_ATTENTION
-from .attention import WINDOW_ATTENTION
 from .operators import CASTS, LINEAR, MATMUL, SDPA, SOFTMAX
+from .window_nodes import WINDOWED
 
 __all__ = ["DROPS_AXIS", "KEEPING", "MIXED_AXES", "ON_AXIS", "REDUCING", "SIZED"]
 
@@ -35,11 +34,10 @@ KEEPING = (
     SDPA,
     *MATMUL,
     aten.baddbmm.default,
-    WINDOW_ATTENTION,
-    ARROW_ATTENTION,
+    *WINDOWED,
 )
 MIXED_AXES: dict[object, int] = {
-    **dict.fromkeys((SDPA, *MATMUL, aten.baddbmm.default, WINDOW_ATTENTION, ARROW_ATTENTION), 2),
+    **dict.fromkeys((SDPA, *MATMUL, aten.baddbmm.default, *WINDOWED), 2),
     **{convolution: axes for axes, convolution in enumerate(CONVOLUTIONS, start=2)},
     **dict.fromkeys((*LINEAR, *SOFTMAX, aten.layer_norm.default, aten.rms_norm.default), 1),
 }

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 
 from .method import Method
-from .window import Window, arrow_pairs
+from .window import SiteWindow, arrow_pairs
 
 __all__ = ["ModelCost", "SiteCost", "attention_core"]
 
@@ -44,7 +44,7 @@ class SiteCost:
         del fields["text"]
         return fields if self.text[0] == self.text[1] else {**fields, "text": list(self.text)}
 
-    def of(self, method: Method, window: Window, *, keeps_residual: bool = False) -> int:
+    def of(self, method: Method, window: SiteWindow, *, keeps_residual: bool = False) -> int:
         """Return the multiply-adds under a method.
 
         Source: `(4Nd² + f·2N²d)` with the window's density f, halved where one half of CFG is

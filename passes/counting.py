@@ -8,15 +8,14 @@ import math
 import torch
 from torch import fx
 
-from .arrow_attention import ARROW_ATTENTION
-from .attention import WINDOW_ATTENTION
 from .costs import ModelCost, SiteCost
 from .graphs import find, shape_of
 from .identity import in_batch
 from .operators import LINEAR, MATMUL, SDPA, activation_of, weight_of
 from .program import Program, Site
 from .sites import region
-from .window import Window, arrow_pairs
+from .window import arrow_pairs
+from .window_nodes import WINDOWED, read_windowed
 
 __all__ = ["model_cost", "multiply_adds", "node_multiply_adds", "site_cost"]
 
@@ -69,7 +68,7 @@ def node_multiply_adds(node: fx.Node) -> int:
         weight = node.args[1]
         assert isinstance(weight, fx.Node)
         return math.prod(shape_of(node)) * math.prod(shape_of(weight)[1:])
-    if node.target in (SDPA, WINDOW_ATTENTION, ARROW_ATTENTION):
+    if node.target in (SDPA, *WINDOWED):
         return _attention_cost(node)
     return 0
 
@@ -81,11 +80,6 @@ def _attention_cost(node: fx.Node) -> int:
     *batch, tokens, head_dim = shape_of(query)
     pairs = tokens * shape_of(key)[-2]
     if node.target is not SDPA:
-        radius, block = node.args[3], node.args[4]
-        assert isinstance(radius, int)
-        assert isinstance(block, int)
-        start, stop = (*node.args[6:8], 0, 0)[:2]
-        assert isinstance(start, int)
-        assert isinstance(stop, int)
-        pairs = arrow_pairs(tokens, Window(radius, block), (start, stop))
+        options = read_windowed(node)
+        pairs = arrow_pairs(tokens, options.window, options.text)
     return math.prod(batch) * pairs * (head_dim + shape_of(node)[-1])

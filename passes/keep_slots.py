@@ -7,12 +7,11 @@ from typing import ClassVar
 import torch
 from torch import fx
 
-from .arrow_attention import ARROW_ATTENTION
-from .attention import WINDOW_ATTENTION
 from .base import Pass
 from .graphs import add_outputs, call, find, shape_of
 from .program import Site
-from .window import Window
+from .window import SiteWindow
+from .window_nodes import Windowed, add_windowed
 
 __all__ = ["KeepSlots", "window_call"]
 
@@ -38,7 +37,7 @@ class KeepSlots(Pass):
     name: ClassVar[str] = "keep-slots"
     outputs: tuple[Site, ...]
     residuals: tuple[Site, ...]
-    windows: Mapping[str, Window]
+    windows: Mapping[str, SiteWindow]
 
     def rewrite(self, graph: fx.Graph) -> int:
         """Add slot writes and return of how many sites."""
@@ -73,7 +72,7 @@ def _first_write(graph: fx.Graph, slot: str) -> bool:
     return slot not in written
 
 
-def window_call(graph: fx.Graph, site: Site, window: Window) -> fx.Node:
+def window_call(graph: fx.Graph, site: Site, window: SiteWindow) -> fx.Node:
     """Add the window attention of a site's query, key and value behind the attention.
 
     Raises:
@@ -82,10 +81,7 @@ def window_call(graph: fx.Graph, site: Site, window: Window) -> fx.Node:
     named = [find(graph, name) for name in (site.query, site.key, site.value)]
     inputs = [node for node in named if node is not None]
     heads = [_as_many_heads(graph, node, inputs[0]) for node in inputs]
-    options = (window.radius, window.block, site.scale)
-    if site.text[0] == site.text[1]:
-        return call(graph, WINDOW_ATTENTION, *heads, *options)
-    return call(graph, ARROW_ATTENTION, *heads, *options, *site.text)
+    return add_windowed(graph, heads, Windowed(window, site.scale, site.text))
 
 
 def _as_many_heads(graph: fx.Graph, node: fx.Node, query: fx.Node) -> fx.Node:

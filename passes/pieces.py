@@ -23,7 +23,7 @@ from .program import Program, Site
 from .remove_dead_code import RemoveDeadCode
 from .sites import region
 from .verify import verify
-from .window import Window
+from .window import SiteWindow
 
 __all__ = ["Halves", "Piece", "Pieces", "SitePieces", "cut"]
 
@@ -105,7 +105,7 @@ class Pieces:
     halves: Halves | None
 
 
-def cut(program: Program, windows: Mapping[str, Window]) -> Pieces:
+def cut(program: Program, windows: Mapping[str, SiteWindow]) -> Pieces:
     """Cut a program at the sites that `windows` names.
 
     Raises:
@@ -178,7 +178,7 @@ def _halved(piece: Piece, axes: dict[str, int]) -> Piece:
 
 
 def _site_pieces(
-    program: Program, site: Site, inside: Sequence[fx.Node], window: Window
+    program: Program, site: Site, inside: Sequence[fx.Node], window: SiteWindow
 ) -> SitePieces:
     attention = next(node for node in inside if node.name == site.attention)
     before = _needed(attention, set(inside))
@@ -195,7 +195,7 @@ def _site_pieces(
     )
 
 
-def _windowed(program: Program, front: Sequence[fx.Node], site: Site, window: Window) -> Piece:
+def _windowed(program: Program, front: Sequence[fx.Node], site: Site, window: SiteWindow) -> Piece:
     piece = _piece(program, front, [site.attention])
     graph = piece.module.graph
     attention = find(graph, site.attention)

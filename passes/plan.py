@@ -12,7 +12,8 @@ from .costs import ModelCost
 from .identity import CfgLayout, Identity, compatible
 from .method import Method, parse_method
 from .origin import Origin, Tried
-from .window import Window
+from .tile_window import TileLayout, TileWindow
+from .window import SiteWindow, Window
 
 if TYPE_CHECKING:
     from .program import Program, Site
@@ -50,7 +51,7 @@ class Plan:
     latents: tuple[int, ...]
     cfg: CfgLayout | None
     steps: int
-    windows: Mapping[str, Window]
+    windows: Mapping[str, SiteWindow]
     cells: tuple[Mapping[str, Method], ...] = field(repr=False)
     cost: ModelCost = field(repr=False)
     scheduler: str | None = None
@@ -65,7 +66,7 @@ class Plan:
         program: "Program",
         steps: int,
         method: str | Method,
-        window: Window | None = None,
+        window: SiteWindow | None = None,
         scheduler: str | None = None,
     ) -> "Plan":
         """Return the plan that uses one method everywhere: step 0 full, eligible sites only.
@@ -74,7 +75,9 @@ class Plan:
             program: the captured model.
             steps: number of denoising steps, 1 to 10000.
             method: name of the method.
-            window: window of every site, a band of tokens // 8 a side if None.
+            window: window of every site; if None a band of tokens // 8 a side, and one tile on each
+                side where the program's tokens lie in tiles. A site whose tokens lie otherwise than
+                the window takes them has the default one.
             scheduler: class name of the scheduler that the steps belong to.
 
         Raises:
@@ -93,7 +96,7 @@ class Plan:
             latents=program.latents.shape[1:],
             cfg=program.cfg,
             steps=steps,
-            windows={site.name: window or Window.default(site.tokens) for site in sites},
+            windows={site.name: _window_of(site, window) for site in sites},
             cells=(first, *[later] * (steps - 1)),
             cost=model_cost(program),
             scheduler=scheduler,
@@ -183,10 +186,7 @@ class Plan:
             },
             "cost": self.cost.to_json(),
             "found": None if self.origin is None else self.origin.to_json(),
-            "windows": {
-                name: {"radius": window.radius, "block": window.block}
-                for name, window in self.windows.items()
-            },
+            "windows": {name: window.to_json() for name, window in self.windows.items()},
             "cells": [[str(step[name]) for name in self.windows] for step in self.cells],
             "losses": None if self.losses is None else [self._losses(row) for row in self.losses],
         }
@@ -251,8 +251,26 @@ class Plan:
             )
 
 
-def _check_window(site: "Site", window: Window) -> None:
-    if window.radius >= site.tokens:
+def _window_of(site: "Site", window: SiteWindow | None) -> SiteWindow:
+    """Return the window where it fits the order of a site's tokens, else the default one."""
+    if window is not None and _layout_of(window) == site.tiles:
+        return window
+    return Window.default(site.tokens) if site.tiles is None else TileWindow.default(site.tiles)
+
+
+def _layout_of(window: SiteWindow) -> TileLayout | None:
+    return window.layout if isinstance(window, TileWindow) else None
+
+
+def _check_window(site: "Site", window: SiteWindow) -> None:
+    if _layout_of(window) != site.tiles:
+        found, expected = (
+            layout or "the model's own order" for layout in (site.tiles, _layout_of(window))
+        )
+        raise PlanError(
+            f"site {site.name}: its window is for tokens in {expected}, they lie in {found}"
+        )
+    if isinstance(window, Window) and window.radius >= site.tokens:
         raise PlanError(
             f"site {site.name}: window of {window.radius} tokens a side is wider than the "
             f"sequence of {site.tokens}: use full, or a radius below {site.tokens}"

@@ -11,12 +11,14 @@ from .identity import CFG_LAYOUTS, CfgLayout, Identity
 from .method import Method, parse_method
 from .origin import Gate, Origin, Tried
 from .plan import FORMAT, MAX_STEPS, VERSION, Losses, Plan
-from .window import Window
+from .plan_fields import kind_of, read_fields, read_integer, read_list, read_number, read_text
+from .tile_window import TileWindow
+from .window import SiteWindow
+from .window_file import read_window
 
 __all__ = ["parse_plan", "read_plan"]
 
 MAX_CELLS = 10_000_000
-MAX_NUMBER = 1e12
 MAX_TRIED = 200
 
 
@@ -56,62 +58,71 @@ def parse_plan(text: str, where: str) -> Plan:
 def _plan(record: object) -> Plan:
     _head(record)
     names = {"format", "version", "for", "cost", "found", "windows", "cells", "losses"}
-    top = _fields(record, "plan", names, {"pareto"})
-    held = _fields(
+    top = read_fields(record, "plan", names, {"pareto"})
+    held = read_fields(
         top["for"],
         "for",
         {"model", "config_sha256", "latents", "cfg", "steps", "scheduler", "guidance_scale"},
     )
-    steps = _integer(held["steps"], "for.steps", 1, MAX_STEPS)
+    steps = read_integer(held["steps"], "for.steps", 1, MAX_STEPS)
     windows = _windows(top["windows"])
-    return Plan(
+    plan = Plan(
         identity=Identity(
-            _text(held["model"], "for.model"), _text(held["config_sha256"], "for.config_sha256")
+            read_text(held["model"], "for.model"),
+            read_text(held["config_sha256"], "for.config_sha256"),
         ),
         latents=tuple(
-            _integer(size, "for.latents", 1, 2**31)
-            for size in _list(held["latents"], "for.latents")
+            read_integer(size, "for.latents", 1, 2**31)
+            for size in read_list(held["latents"], "for.latents")
         ),
         cfg=_cfg(held["cfg"]),
         steps=steps,
         windows=windows,
         cells=_cells(top["cells"], steps, tuple(windows)),
         cost=_cost(top["cost"], tuple(windows)),
-        scheduler=None if held["scheduler"] is None else _text(held["scheduler"], "for.scheduler"),
+        scheduler=None
+        if held["scheduler"] is None
+        else read_text(held["scheduler"], "for.scheduler"),
         guidance_scale=_scale(held["guidance_scale"]),
         origin=None if top["found"] is None else _origin(top["found"], tuple(windows)),
         losses=None if top["losses"] is None else _losses(top["losses"], steps, tuple(windows)),
         pareto=_pareto(top["pareto"]) if "pareto" in top else None,
     )
+    _check_grids(plan)
+    return plan
 
 
 def _head(record: object) -> None:
     if not isinstance(record, dict) or record.get("format") != FORMAT:
         raise PlanError(f'no plan: expected an object with "format": "{FORMAT}"')
-    version = _integer(record.get("version"), "version", 1, 2**31)
+    version = read_integer(record.get("version"), "version", 1, 2**31)
     if version > VERSION:
         raise PlanError(f"version {version} is newer than {VERSION}: upgrade ditc to read it")
 
 
-def _windows(value: object) -> dict[str, Window]:
+def _windows(value: object) -> dict[str, SiteWindow]:
     if not isinstance(value, dict):
-        raise PlanError(f"windows: expected an object, found {_kind(value)}")
-    windows = {}
-    for name, entry in value.items():
+        raise PlanError(f"windows: expected an object, found {kind_of(value)}")
+    for name in value:
         if not name.isprintable():
             raise PlanError(f"windows: site name {name!r} has characters that can't be printed")
-        where = f"windows.{name}"
-        fields = _fields(entry, where, {"radius", "block"})
-        radius = _integer(fields["radius"], f"{where}.radius", 0, 2**31)
-        block = _integer(fields["block"], f"{where}.block", 1, 2**31)
-        if radius % block:
-            raise PlanError(f"{where}: radius {radius} is no multiple of its block {block}")
-        windows[name] = Window(radius, block)
-    return windows
+    return {name: read_window(entry, f"windows.{name}") for name, entry in value.items()}
+
+
+def _check_grids(plan: Plan) -> None:
+    for name, window in plan.windows.items():
+        site = plan.cost.sites[name]
+        if not isinstance(window, TileWindow):
+            continue
+        image = site.tokens - (site.text[1] - site.text[0])
+        if window.layout.tokens != image:
+            raise PlanError(
+                f"windows.{name}.grid: holds {window.layout.tokens} tokens, the site has {image}"
+            )
 
 
 def _cells(value: object, steps: int, sites: tuple[str, ...]) -> tuple[Mapping[str, Method], ...]:
-    rows = _list(value, "cells")
+    rows = read_list(value, "cells")
     if len(rows) != steps:
         raise PlanError(f"cells: expected {steps} steps, found {len(rows)}")
     if steps * len(sites) > MAX_CELLS:
@@ -120,7 +131,7 @@ def _cells(value: object, steps: int, sites: tuple[str, ...]) -> tuple[Mapping[s
 
 
 def _row(value: object, step: int, sites: tuple[str, ...]) -> Mapping[str, Method]:
-    row = _list(value, f"step {step}")
+    row = read_list(value, f"step {step}")
     if len(row) != len(sites):
         raise PlanError(f"step {step}: expected {len(sites)} methods, found {len(row)}")
     return {
@@ -130,10 +141,10 @@ def _row(value: object, step: int, sites: tuple[str, ...]) -> Mapping[str, Metho
 
 
 def _cost(value: object, sites: tuple[str, ...]) -> ModelCost:
-    fields = _fields(value, "cost", {"rest", "sites"})
-    given = _fields(fields["sites"], "cost.sites", set(sites))
+    fields = read_fields(value, "cost", {"rest", "sites"})
+    given = read_fields(fields["sites"], "cost.sites", set(sites))
     return ModelCost(
-        rest=_integer(fields["rest"], "cost.rest", 0, 2**63),
+        rest=read_integer(fields["rest"], "cost.rest", 0, 2**63),
         sites={name: _site_cost(given[name], f"cost.sites.{name}") for name in sites},
     )
 
@@ -141,31 +152,31 @@ def _cost(value: object, sites: tuple[str, ...]) -> ModelCost:
 def _site_cost(value: object, where: str) -> SiteCost:
     names = {"projections", "attention", "tokens"}
     text = isinstance(value, dict) and "text" in value
-    fields = _fields(value, where, names | {"text"} if text else names)
-    ends = _list(fields.get("text", [0, 0]), f"{where}.text")
+    fields = read_fields(value, where, names | {"text"} if text else names)
+    ends = read_list(fields.get("text", [0, 0]), f"{where}.text")
     if len(ends) != 2:
         raise PlanError(f"{where}.text: expected two numbers, found {len(ends)}")
     return SiteCost(
-        projections=_integer(fields["projections"], f"{where}.projections", 0, 2**63),
-        attention=_integer(fields["attention"], f"{where}.attention", 0, 2**63),
-        tokens=_integer(fields["tokens"], f"{where}.tokens", 1, 2**31),
+        projections=read_integer(fields["projections"], f"{where}.projections", 0, 2**63),
+        attention=read_integer(fields["attention"], f"{where}.attention", 0, 2**63),
+        tokens=read_integer(fields["tokens"], f"{where}.tokens", 1, 2**31),
         text=(
-            _integer(ends[0], f"{where}.text", 0, 2**31),
-            _integer(ends[1], f"{where}.text", 0, 2**31),
+            read_integer(ends[0], f"{where}.text", 0, 2**31),
+            read_integer(ends[1], f"{where}.text", 0, 2**31),
         ),
     )
 
 
 def _origin(value: object, sites: tuple[str, ...]) -> Origin:
     names = {"search", "threshold", "metric", "seed", "samples", "ditc"}
-    fields = _fields(value, "found", names, {"target", "gated"})
+    fields = read_fields(value, "found", names, {"target", "gated"})
     return Origin(
-        search=_text(fields["search"], "found.search"),
-        threshold=_number(fields["threshold"], "found.threshold"),
-        metric=_text(fields["metric"], "found.metric"),
-        seed=_integer(fields["seed"], "found.seed", 0, 2**63),
-        samples=_integer(fields["samples"], "found.samples", 1, 2**31),
-        ditc=_text(fields["ditc"], "found.ditc"),
+        search=read_text(fields["search"], "found.search"),
+        threshold=read_number(fields["threshold"], "found.threshold"),
+        metric=read_text(fields["metric"], "found.metric"),
+        seed=read_integer(fields["seed"], "found.seed", 0, 2**63),
+        samples=read_integer(fields["samples"], "found.samples", 1, 2**31),
+        ditc=read_text(fields["ditc"], "found.ditc"),
         gate=_gate(fields, sites),
     )
 
@@ -177,22 +188,22 @@ def _gate(found: Mapping[str, object], sites: tuple[str, ...]) -> Gate | None:
         return None
     gated = found["gated"]
     if not isinstance(gated, dict):
-        raise PlanError(f"found.gated: expected an object, found {_kind(gated)}")
+        raise PlanError(f"found.gated: expected an object, found {kind_of(gated)}")
     for site in gated:
         if site not in sites:
             raise PlanError(f"found.gated: site {site!r} is none of the plan's")
     refused = {
         site: tuple(
             parse_method(method, f"found.gated.{site}")
-            for method in _list(methods, f"found.gated.{site}")
+            for method in read_list(methods, f"found.gated.{site}")
         )
         for site, methods in gated.items()
     }
-    return Gate(_text(found["target"], "found.target"), refused)
+    return Gate(read_text(found["target"], "found.target"), refused)
 
 
 def _pareto(value: object) -> tuple[Tried, ...]:
-    entries = _list(value, "pareto")
+    entries = read_list(value, "pareto")
     if not 1 <= len(entries) <= MAX_TRIED:
         raise PlanError(f"pareto: has {len(entries)} entries, expected 1 to {MAX_TRIED}")
     tried = tuple(_tried(entry, f"pareto[{number}]") for number, entry in enumerate(entries))
@@ -203,8 +214,8 @@ def _pareto(value: object) -> tuple[Tried, ...]:
 
 def _tried(value: object, where: str) -> Tried:
     names = {"threshold", "loss", "multiply_adds_left"}
-    fields = _fields(value, where, names, {"latency_ms"})
-    numbers = {name: _number(fields[name], f"{where}.{name}") for name in fields}
+    fields = read_fields(value, where, names, {"latency_ms"})
+    numbers = {name: read_number(fields[name], f"{where}.{name}") for name in fields}
     for name, number in numbers.items():
         if number < 0:
             raise PlanError(f"{where}.{name}: is {number:g}, expected no negative number")
@@ -217,14 +228,14 @@ def _tried(value: object, where: str) -> Tried:
 
 
 def _losses(value: object, steps: int, sites: tuple[str, ...]) -> tuple[Mapping[str, Losses], ...]:
-    rows = _list(value, "losses")
+    rows = read_list(value, "losses")
     if len(rows) != steps:
         raise PlanError(f"losses: expected {steps} steps, found {len(rows)}")
     return tuple(_loss_row(row, step, sites) for step, row in enumerate(rows))
 
 
 def _loss_row(value: object, step: int, sites: tuple[str, ...]) -> Mapping[str, Losses]:
-    row = _list(value, f"losses of step {step}")
+    row = read_list(value, f"losses of step {step}")
     if len(row) != len(sites):
         raise PlanError(f"losses of step {step}: expected {len(sites)}, found {len(row)}")
     return {site: _loss_cell(cell, step, site) for site, cell in zip(sites, row, strict=True)}
@@ -233,53 +244,12 @@ def _loss_row(value: object, step: int, sites: tuple[str, ...]) -> Mapping[str, 
 def _loss_cell(value: object, step: int, site: str) -> Losses:
     where = f"losses of step {step}, site {site}"
     if not isinstance(value, dict):
-        raise PlanError(f"{where}: expected an object, found {_kind(value)}")
-    return {parse_method(name, where): _number(loss, where) for name, loss in value.items()}
+        raise PlanError(f"{where}: expected an object, found {kind_of(value)}")
+    return {parse_method(name, where): read_number(loss, where) for name, loss in value.items()}
 
 
 def _scale(value: object) -> float | None:
-    return None if value is None else _number(value, "for.guidance_scale")
-
-
-def _number(value: object, where: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise PlanError(f"{where}: expected a number, found {_kind(value)}")
-    if not -MAX_NUMBER <= value <= MAX_NUMBER:
-        raise PlanError(f"{where}: expected a number up to {MAX_NUMBER:g}, found a larger one")
-    return float(value)
-
-
-def _fields(
-    value: object, where: str, names: set[str], optional: frozenset[str] | set[str] = frozenset()
-) -> dict[str, object]:
-    if not isinstance(value, dict):
-        raise PlanError(f"{where}: expected an object, found {_kind(value)}")
-    missing, unknown = sorted(names - set(value)), sorted(set(value) - names - optional)
-    if missing:
-        raise PlanError(f"{where}: field {missing[0]!r} is missing")
-    if unknown:
-        raise PlanError(f"{where}: unknown field {unknown[0]!r}")
-    return value
-
-
-def _list(value: object, where: str) -> list[object]:
-    if not isinstance(value, list):
-        raise PlanError(f"{where}: expected a list, found {_kind(value)}")
-    return value
-
-
-def _integer(value: object, where: str, low: int, high: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-        shown = value if isinstance(value, int | float) else _kind(value)
-        raise PlanError(f"{where}: expected an integer from {low} to {high}, found {shown}")
-    return value
-
-
-def _text(value: object, where: str) -> str:
-    if not isinstance(value, str) or not value or not value.isprintable():
-        shown = repr(value) if isinstance(value, str) else _kind(value)
-        raise PlanError(f"{where}: expected printable text, found {shown}")
-    return value
+    return None if value is None else read_number(value, "for.guidance_scale")
 
 
 def _cfg(value: object) -> CfgLayout | None:
@@ -287,10 +257,6 @@ def _cfg(value: object) -> CfgLayout | None:
         if value == layout:
             return layout
     raise PlanError(f"for.cfg: expected {', '.join(CFG_LAYOUTS)} or null, found {value!r}")
-
-
-def _kind(value: object) -> str:
-    return "nothing" if value is None else type(value).__name__
 
 
 def _no_duplicates(pairs: list[tuple[str, object]]) -> dict[str, object]:

@@ -12,6 +12,7 @@ from ditc.runtime.errors import CaptureError
 
 from .identity import CfgLayout, Identity, in_batch
 from .prologue import Feed, Prologue
+from .tile_window import TileLayout
 from .told import Told
 from .unloaded import Weights, has_unloaded
 
@@ -76,6 +77,7 @@ class Site:
             attention and something else share one, the attention's part of what it projects.
         text: half-open range of the tokens that aren't image tokens, at one end of the sequence;
             they see all tokens and are seen by all under every window.
+        tiles: order of its image tokens, None if it is the model's own.
     """
 
     name: str
@@ -94,6 +96,7 @@ class Site:
     projections: tuple[str, ...]
     exits: tuple[str, ...]
     text: tuple[int, int] = (0, 0)
+    tiles: TileLayout | None = None
 
 
 @dataclass(frozen=True)

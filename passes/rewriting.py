@@ -15,7 +15,7 @@ from .remove_dead_code import RemoveDeadCode
 from .share_cfg import ShareCfg
 from .share_steps import ShareSteps
 from .verify import verify_values
-from .window import Window
+from .window import SiteWindow
 from .window_attention import WindowAttention
 
 __all__ = ["pipeline", "rewrite"]
@@ -24,7 +24,7 @@ __all__ = ["pipeline", "rewrite"]
 def pipeline(
     program: Program,
     methods: Mapping[str, Method],
-    windows: Mapping[str, Window],
+    windows: Mapping[str, SiteWindow],
     keep_outputs: Set[str],
     keep_residuals: Set[str],
 ) -> tuple[Pass, ...]:
@@ -60,7 +60,7 @@ def pipeline(
 def rewrite(
     program: Program,
     methods: Mapping[str, Method],
-    windows: Mapping[str, Window],
+    windows: Mapping[str, SiteWindow],
     keep_outputs: Set[str] = frozenset(),
     keep_residuals: Set[str] = frozenset(),
 ) -> fx.GraphModule:

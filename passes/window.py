@@ -1,10 +1,24 @@
 """Windows: which keys a query may see."""
 
 from dataclasses import dataclass
+from typing import Protocol
 
 from ditc.runtime.errors import PlanError
 
-__all__ = ["Window", "arrow_pairs"]
+__all__ = ["SiteWindow", "Window", "arrow_pairs"]
+
+
+class SiteWindow(Protocol):
+    """Which image tokens see which at a site: `Window` or `TileWindow`, frozen values."""
+
+    def pairs(self, tokens: int) -> int:
+        """Return how many (query, key) pairs are visible among `tokens` tokens."""
+
+    def density(self, tokens: int) -> float:
+        """Return the visible share of all pairs, in (0, 1]."""
+
+    def to_json(self) -> dict[str, object]:
+        """Return what a plan file holds of it."""
 
 
 @dataclass(frozen=True)
@@ -59,8 +73,12 @@ class Window:
         """Return the visible share of all pairs, in (0, 1]."""
         return self.pairs(tokens) / tokens**2
 
+    def to_json(self) -> dict[str, object]:
+        """Return what a plan file holds of it."""
+        return {"radius": self.radius, "block": self.block}
 
-def arrow_pairs(tokens: int, window: Window, text: tuple[int, int]) -> int:
+
+def arrow_pairs(tokens: int, window: SiteWindow, text: tuple[int, int]) -> int:
     """Return how many (query, key) pairs are visible: those of the window, and all with text."""
     words = text[1] - text[0]
     image = tokens - words

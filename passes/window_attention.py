@@ -12,7 +12,7 @@ from .graphs import add_lookup, call, find
 from .keep_slots import window_call
 from .program import Site
 from .slots import residual_slot
-from .window import Window
+from .window import SiteWindow
 
 __all__ = ["WindowAttention"]
 
@@ -28,7 +28,7 @@ class WindowAttention(Pass):
 
     name: ClassVar[str] = "window-attention"
     sites: tuple[Site, ...]
-    windows: Mapping[str, Window]
+    windows: Mapping[str, SiteWindow]
 
     def rewrite(self, graph: fx.Graph) -> int:
         """Replace attention nodes and return of how many sites."""

@@ -5,6 +5,7 @@ attention, and the latest output and residual are kept always, needed or not.
 """
 
 import copy
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -12,7 +13,7 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-__all__ = ["Eager", "masked_attention", "visible"]
+__all__ = ["Eager", "masked_attention", "tile_mask", "tile_places", "visible"]
 
 Heads = torch.Tensor
 """`[batch, heads, tokens, head_dim]`."""
@@ -25,6 +26,23 @@ def visible(tokens: int, radius: int, block: int) -> torch.Tensor:
         for i in range(tokens)
     ]
     return torch.tensor(rows)
+
+
+def tile_places(grid: Sequence[int]) -> list[tuple[int, ...]]:
+    """Return each token's place on a grid, the last axis running fastest."""
+    return list(itertools.product(*map(range, grid)))
+
+
+def tile_mask(grid: Sequence[int], tile: Sequence[int], reach: Sequence[int]) -> torch.Tensor:
+    """Return `[tokens, tokens]`: whether query i sees key j, axis by axis, tokens line by line."""
+    mask = torch.ones(len(tile_places(grid)), len(tile_places(grid)), dtype=torch.bool)
+    for axis, (size, step, near) in enumerate(zip(grid, tile, reach, strict=True)):
+        own = torch.tensor([place[axis] // step for place in tile_places(grid)])
+        last = (size - 1) // step
+        middle = own.clamp(min(near, last - near), max(near, last - near))
+        if 2 * near < last:
+            mask &= (middle[:, None] - own[None, :]).abs() <= near
+    return mask
 
 
 def masked_attention(

@@ -9,13 +9,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ditc.passes import Identity, Method, Plan, Program, Window, capture
+from ditc.passes import Identity, Method, Plan, Program, TileWindow, Window, capture
+from ditc.passes.plan_file import parse_plan
 from ditc.runtime.errors import PlanError
 
 from . import models
 from .samples import METHODS, mixed, sample
 
 SITE = "attentions.1"
+SITES = ("attentions.0", SITE)
 
 
 def program(cfg: str | None = "cond-first") -> Program:
@@ -177,6 +179,19 @@ FIELDS = {
     "block": (
         change("windows", SITE, "block", to=2),
         f"windows.{SITE}: radius 3 is no multiple of its block 2",
+    ),
+    "grid": (
+        change("windows", SITE, to={"grid": [4, 6], "tile": [2, 2], "reach": [1, 1]}),
+        f"windows.{SITE}.grid: holds 24 tokens, the site has 25",
+    ),
+    "tile": (
+        change("windows", SITE, to={"grid": [5, 5], "tile": [2, 6], "reach": [1, 1]}),
+        f"windows.{SITE}: tile 2×6 on a grid of 5×5: expected at least 1 and no more than the "
+        "grid along each axis, and no grid over 65536",
+    ),
+    "reach": (
+        change("windows", SITE, to={"grid": [5, 5], "tile": [2, 2], "reach": [1]}),
+        f"windows.{SITE}.reach: expected a number for each of two or three axes",
     ),
     "in window": (change("windows", SITE, "x", to=1), f"windows.{SITE}: unknown field 'x'"),
     "site name": (
@@ -375,3 +390,16 @@ def test_methods_know_what_they_leave_out() -> None:
     assert [method.windowed for method in Method] == [False, False, True, True, False]
     assert [method.shares_cfg for method in Method] == [False, True, False, True, False]
     assert [method.runs_full_attention for method in Method] == [True, True, False, False, False]
+
+
+def test_tile_windows_are_saved_and_read() -> None:
+    tiled = {"grid": [5, 5], "tile": [2, 3], "reach": [1, 0]}
+    text = Plan.uniform(program(), 3, "wa-rs").to_json()
+    plan = parse_plan(json.dumps({**json.loads(text), "windows": dict.fromkeys(SITES, tiled)}), "p")
+    assert plan.windows == dict.fromkeys(SITES, TileWindow((5, 5), (2, 3), (1, 0)))
+    assert json.loads(plan.to_json())["windows"][SITE] == tiled
+    assert parse_plan(plan.to_json(), "p") == plan
+    assert refusal(lambda: plan.check(program())) == (
+        "site attentions.0: its window is for tokens in tiles of 2×3 on a grid of 5×5, they lie "
+        "in the model's own order"
+    )

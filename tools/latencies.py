@@ -5,9 +5,11 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from ditc.passes import Identity, Method, Plan, Program, Window
+from ditc.passes import Identity, Method, Plan, Program
 from ditc.passes.identity import CFG_LAYOUTS
 from ditc.passes.liveness import kept_residuals
+from ditc.passes.window import SiteWindow
+from ditc.passes.window_file import read_window
 from ditc.runtime.errors import BundleError, DitcError, PlanError
 from ditc.runtime.fields import (
     load_json,
@@ -70,7 +72,7 @@ class Latencies:
     identity: Identity
     latents: tuple[int, ...]
     cfg: str | None
-    windows: Mapping[str, Window]
+    windows: Mapping[str, SiteWindow]
     step_ms: float
     sites: Mapping[str, SiteLatency] = field(repr=False)
     ditc: str = ""
@@ -102,7 +104,7 @@ class Latencies:
                 total += found.keeping_ms[method] - found.ms[method]
         return total
 
-    def check(self, program: Program, windows: Mapping[str, Window]) -> None:
+    def check(self, program: Program, windows: Mapping[str, SiteWindow]) -> None:
         """Refuse another model than was measured, or other windows.
 
         Raises:
@@ -146,7 +148,7 @@ class Latencies:
             "threads": self.threads,
             "batch": self.batch,
             "for": {**asdict(self.identity), "latents": self.latents, "cfg": self.cfg},
-            "windows": {site: asdict(window) for site, window in self.windows.items()},
+            "windows": {site: window.to_json() for site, window in self.windows.items()},
             "step_ms": self.step_ms,
             "sites": {
                 site: {"ms": _by_name(found.ms), "keeping_ms": _by_name(found.keeping_ms)}
@@ -198,17 +200,11 @@ def _parse(record: object) -> Latencies:
         ),
         latents=read_shape(held["latents"], "for.latents"),
         cfg=read_choice(held["cfg"], "for.cfg", LAYOUTS),
-        windows={name: _window(value, f"windows.{name}") for name, value in windows.items()},
+        windows={name: read_window(value, f"windows.{name}") for name, value in windows.items()},
         step_ms=_ms(top["step_ms"], "step_ms"),
         sites={name: _site(value, f"sites.{name}") for name, value in sites.items()},
         ditc=_text(top["ditc"], "ditc"),
     )
-
-
-def _window(value: object, where: str) -> Window:
-    fields = _fields(value, where, ("radius", "block"))
-    sizes = [read_integer(fields[name], f"{where}.{name}", 0, 2**31) for name in fields]
-    return Window(*sizes)
 
 
 def _site(value: object, where: str) -> SiteLatency:

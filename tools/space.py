@@ -10,12 +10,12 @@ from ditc.passes import (
     Plan,
     Program,
     Site,
-    Window,
     model_cost,
     rewrite,
 )
 from ditc.passes.identity import in_batch
 from ditc.passes.pieces import Pieces, cut
+from ditc.passes.window import SiteWindow
 from ditc.runtime.errors import PassError, PlanError
 
 from .decisions import CANDIDATES
@@ -40,7 +40,7 @@ class Space:
 
     program: Program = field(repr=False)
     pieces: Pieces = field(repr=False)
-    windows: Mapping[str, Window]
+    windows: Mapping[str, SiteWindow]
     candidates: Mapping[str, tuple[Method, ...]]
     cost: ModelCost = field(repr=False)
     latencies: Latencies | None = field(repr=False)
@@ -63,7 +63,7 @@ class Space:
 
 def space_of(
     program: Program,
-    windows: Mapping[str, Window] | None = None,
+    windows: Mapping[str, SiteWindow] | None = None,
     latencies: Latencies | None = None,
 ) -> Space:
     """Return what a search of a program may choose from.
@@ -106,7 +106,9 @@ def space_of(
     return Space(program, pieces, chosen, kept, cost, latencies, gate)
 
 
-def _possible(program: Program, site: Site, windows: Mapping[str, Window]) -> tuple[Method, ...]:
+def _possible(
+    program: Program, site: Site, windows: Mapping[str, SiteWindow]
+) -> tuple[Method, ...]:
     """Return the methods that a site can have: no sharing where its halves can't be told."""
     apart = tuple(method for method in CANDIDATES if not method.shares_cfg)
     if program.cfg is None:
