@@ -104,7 +104,11 @@ def reference(tiny: Tiny, module: torch.nn.Module, program: Program, plan: Plan)
         module,
         [(site.name, site.tokens, site.context_tokens) for site in program.sites],
         [{site: str(method) for site, method in row.items()} for row in plan.cells],
-        {site: (window.radius, window.block) for site, window in plan.windows.items()},
+        {
+            site: (window.radius, window.block)
+            for site, window in plan.windows.items()
+            if isinstance(window, Window)
+        },
         {site.name: site.text for site in program.sites},
         tiny.cfg,
         fused=tiny.fused,
