@@ -104,7 +104,10 @@ BROKEN: dict[str, tuple[Edit, str]] = {
     "keeping": (lambda r: r["sites"][SITE]["keeping_ms"].update(ast=1), "ast isn't expected there"),
     "sites": (lambda r: r["sites"].pop(SITE), "is in one of windows and sites"),
     "no sites": (lambda r: r.update(sites={}, windows={}), "windows: names no site"),
-    "window": (lambda r: r["windows"][SITE].update(block=0), "block: expected an integer from 1 to"),
+    "window": (
+        lambda r: r["windows"][SITE].update(block=0),
+        "block: expected an integer from 1 to",
+    ),
     "threads": (lambda r: r.update(threads=0), "threads: is 0, expected 1"),
     "cfg": (lambda r: r["for"].update(cfg="both"), "for.cfg: is 'both'"),
     "target": (lambda r: r.update(target="a\nb"), "target: expected printable text"),
