@@ -39,6 +39,7 @@ def capture(
     unconditional: Mapping[str, object] | None = None,
     told: Told | None = None,
     weights: Weights | None = None,
+    temporal: bool = False,
 ) -> Program:
     """Capture a denoiser as a program.
 
@@ -54,6 +55,8 @@ def capture(
         unconditional: arguments of the unconditional call, where `kwargs` are the conditional's.
         told: how the timestep follows from the scheduler's; it is the scheduler's if None.
         weights: where the values of weights on the meta device lie, None if there are none.
+        temporal: whether attention over time, of each place of a video on its own, may be
+            compressed; it is left alone by default, as the method's authors do.
 
     Returns:
         A program that computes, to the bit, what the module computes.
@@ -79,7 +82,7 @@ def capture(
     _check_timestep(inputs, timestep)
     example = {entry.name: _tensor(tensors[paths[entry.name]]).detach().clone() for entry in inputs}
     held = next(entry.name for entry in inputs if entry.role == "latents")
-    sites = find_sites(graph_module.graph, example, held)
+    sites = find_sites(graph_module.graph, example, held, temporal=temporal)
     program = Program(
         graph_module=graph_module,
         inputs=inputs,

@@ -95,12 +95,18 @@ class Marks:
         module: a captured graph.
         example: arguments it may be run with, by input name.
         latents: name of the input that is marked.
+        where: which of its elements are, expanded to its shape; all if None.
     """
 
     def __init__(
-        self, module: fx.GraphModule, example: Mapping[str, torch.Tensor], latents: str
+        self,
+        module: fx.GraphModule,
+        example: Mapping[str, torch.Tensor],
+        latents: str,
+        where: Mark | None = None,
     ) -> None:
         self._module = module
+        self._where = torch.tensor(True) if where is None else where
         self._example = example
         self._latents = latents
         self._marks: dict[fx.Node, object] = {}
@@ -130,7 +136,8 @@ class Marks:
 
     def _followed(self, node: fx.Node) -> object:
         if node.op == "placeholder":
-            return torch.tensor(node.name == self._latents).expand(shape_of(node))
+            given = self._where if node.name == self._latents else torch.tensor(False)
+            return given.expand(shape_of(node))
         if node.op == "get_attr" or not any(self._marked(arg) for arg in node.all_input_nodes):
             return pytree.tree_map(_unmarked, node.meta["val"])
         if node.target in MOVES:

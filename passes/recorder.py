@@ -20,6 +20,8 @@ __all__ = ["Recorder", "Stop"]
 NO_MATTER = ("generator", "return_dict")
 STEPS_SEEN = 3
 """Steps of which the timestep is noted: as many as tell a line from other rules."""
+SCALES = "the pipeline scales what guidance makes of the halves"
+UNCONDITIONAL = "the pipeline gives its scheduler the variance that is predicted without condition"
 
 
 class Stop(BaseException):
@@ -58,6 +60,7 @@ class Recorder:
         self._outputs: object = None
         self._batch = 0
         self._guided: torch.Tensor | None = None
+        self._variance: torch.Tensor | None = None
         self._points: list[tuple[float, float]] = []
         self._timestep: float | None = None
         self._ghost: Stepping | None = None
@@ -107,7 +110,7 @@ class Recorder:
                 return step(model_output, *args, **kwargs)
             bound = self._signature.bind(model_output, *args, **kwargs).arguments
             if self._guided is None:
-                self._guided = model_output.detach().clone()
+                self._guided, self._variance = _apart(model_output, bound.get("sample"))
                 self._note_arguments(bound)
                 self._ghost = _copied(self._given)
             self._note_timestep(bound.get("timestep"))
@@ -196,8 +199,12 @@ class Recorder:
             )
         first: CfgLayout = "separate" if separate else "cond-first"
         second: CfgLayout = "separate-uncond-first" if separate else "uncond-first"
-        scaled = "the pipeline scales what guidance makes of the halves"
-        return (first if weight > 1 else second), (() if plain is not None else (scaled,))
+        layout = first if weight > 1 else second
+        obstacles = [] if plain is not None else [SCALES]
+        if self._variance is not None and not separate:
+            conditional = bool((self._variance[: self._batch // 2] == 1).all())
+            obstacles += [] if conditional == (layout == first) else [UNCONDITIONAL]
+        return layout, tuple(obstacles)
 
 
 def _marks(like: torch.Tensor, call: int) -> torch.Tensor:
@@ -250,6 +257,15 @@ def _unscaled(guided: torch.Tensor) -> torch.Tensor:
         return guided
     ones = guided[..., 1::2].mean(-1, keepdim=True)
     return torch.where(ones > 0, guided / ones, guided)
+
+
+def _apart(output: torch.Tensor, sample: object) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Return copies of what a scheduler is given: the mean, and the variance if there is one."""
+    given = output.detach().clone()
+    if isinstance(sample, torch.Tensor) and given.shape[1:2] == (2 * sample.shape[1],):
+        mean, variance = given.chunk(2, dim=1)
+        return mean, variance
+    return given, None
 
 
 def _is_unmixed(guided: torch.Tensor) -> bool:

@@ -12,15 +12,18 @@ from .cores import Core, find_core
 from .graphs import shape_of
 from .operators import LAYOUT, LINEAR, activation_of, is_pointwise
 from .program import Site, SiteKind
-from .tokens import image_tokens
+from .tokens import image_tokens, token_axes
 
 __all__ = ["find_sites", "region"]
 
 aten = torch.ops.aten
+VIDEO_DIM = 5
+"""Axes of a video's latents: height and width last, frames before or behind channels."""
+FRAMES_AXES = frozenset({1, 2})
 
 
 def find_sites(
-    graph: fx.Graph, example: Mapping[str, torch.Tensor], latents: str
+    graph: fx.Graph, example: Mapping[str, torch.Tensor], latents: str, *, temporal: bool = False
 ) -> tuple[Site, ...]:
     """Return the attention sites of a graph, in the order in which they run.
 
@@ -32,6 +35,7 @@ def find_sites(
         graph: of a captured module.
         example: arguments to run it with, by input name.
         latents: name of the input that holds the latents.
+        temporal: whether attention of each place over frames may be compressed.
     """
     found = (find_core(node) for node in graph.nodes)
     cores = [core for core in found if core is not None]
@@ -45,7 +49,31 @@ def find_sites(
     image = {
         node.name: made for node, made in image_tokens(module, example, latents, queries).items()
     }
-    return tuple(_with_text(site, image.get(site.attention)) for site in sites)
+    told = [_with_text(site, image.get(site.attention)) for site in sites]
+    if temporal or example[latents].dim() != VIDEO_DIM:
+        return tuple(told)
+    rows = example[latents].shape[0]
+    split = {site.attention for site in told if site.eligible and _rows(site, graph) != rows}
+    queries = {core.output: core.query for core in cores if core.output.name in split}
+    axes = {
+        node.name: along for node, along in token_axes(module, example, latents, queries).items()
+    }
+    return tuple(_over_frames(site, axes.get(site.attention, frozenset())) for site in told)
+
+
+def _rows(site: Site, graph: fx.Graph) -> int:
+    """Return how many sequences a site attends within."""
+    query = next(node for node in graph.nodes if node.name == site.query)
+    return math.prod(shape_of(query)[:-2]) // site.heads
+
+
+def _over_frames(site: Site, axes: frozenset[int]) -> Site:
+    """Return the site, not eligible if each of its sequences is one place over frames."""
+    if len(axes) != 1 or not axes <= FRAMES_AXES:
+        return site
+    return replace(
+        site, eligible=False, reason="its tokens are frames: attention over time is left alone"
+    )
 
 
 def _with_text(site: Site, image: tuple[bool, ...] | None) -> Site:
