@@ -12,6 +12,7 @@ from torch.utils import _pytree as pytree
 from ditc.runtime.errors import CaptureError
 
 from .capturing import TIMESTEP
+from .guided_marks import apart, first_weight, is_unmixed, marks_like, unscaled
 from .identity import CfgLayout
 from .told import Told, told_of
 
@@ -99,7 +100,7 @@ class Recorder:
         if not isinstance(leaf, torch.Tensor):
             return leaf
         self._batch = leaf.shape[0]
-        return _marks(leaf, call=len(self.calls) - 1)
+        return marks_like(leaf, call=len(self.calls) - 1)
 
     def _step(self, step: Callable[..., object]) -> Callable[..., object]:
         def stand_in(model_output: torch.Tensor, *args: object, **kwargs: object) -> object:
@@ -110,7 +111,7 @@ class Recorder:
                 return step(model_output, *args, **kwargs)
             bound = self._signature.bind(model_output, *args, **kwargs).arguments
             if self._guided is None:
-                self._guided, self._variance = _apart(model_output, bound.get("sample"))
+                self._guided, self._variance = apart(model_output, bound.get("sample"))
                 self._note_arguments(bound)
                 self._ghost = _copied(self._given)
             self._note_timestep(bound.get("timestep"))
@@ -186,10 +187,10 @@ class Recorder:
         if self._guided is None or (not separate and self._batch < 2):
             return None, ()
         guided = self._guided.double()
-        if not separate and guided.shape[0] == self._batch and _is_unmixed(guided):
+        if not separate and guided.shape[0] == self._batch and is_unmixed(guided):
             return None, ()
-        plain = _weight(guided, separate)
-        weight = plain if plain is not None else _weight(_unscaled(guided), separate)
+        plain = first_weight(guided, separate)
+        weight = plain if plain is not None else first_weight(unscaled(guided), separate)
         if weight is None or 0.0 <= weight <= 1.0:
             way = "'separate'" if separate else "'cond-first' or 'uncond-first'"
             raise CaptureError(
@@ -205,74 +206,6 @@ class Recorder:
             conditional = bool((self._variance[: self._batch // 2] == 1).all())
             obstacles += [] if conditional == (layout == first) else [UNCONDITIONAL]
         return layout, tuple(obstacles)
-
-
-def _marks(like: torch.Tensor, call: int) -> torch.Tensor:
-    """Return ones in the first half of the batch, in the second zeros and ones by turns.
-
-    Args:
-        like: the denoiser's output.
-        call: number of the call in the step; the second has one more where zeros and ones turn.
-    """
-    marks = torch.zeros(like.shape[0], like[0].numel(), dtype=like.dtype, device=like.device)
-    marks[: like.shape[0] // 2] = 1
-    marks += call
-    marks[:, 1::2] = 1
-    return marks.reshape(like.shape)
-
-
-def _weight(guided: torch.Tensor, separate: bool) -> float | None:
-    """Return the weight of the first half in what guidance made of the marks, None if it isn't one.
-
-    Both halves are one at every second place; at the others the first is one and the second zero
-    in a batch, and in two calls the second is one above the first.
-    """
-    if not separate:
-        return _other_than_one(guided)
-    middle = guided.shape[0] // 2
-    found = []
-    for rows, first in ((guided[:middle], 1.0), (guided[middle:], 0.0)):
-        value = _other_than_one(rows) if len(rows) else None
-        found.append(None if value is None else first + 1 - value)
-    known = [weight for weight in found if weight is not None]
-    if len(known) < (2 if middle else 1) or max(known) - min(known) > 1e-4:
-        return None
-    return known[0]
-
-
-def _other_than_one(guided: torch.Tensor) -> float | None:
-    """Return the one value that is there beside ones, None if there are several, or no ones."""
-    ones = (guided - 1).abs() <= 1e-6
-    others = guided[~ones]
-    value = others.mean().item() if others.numel() else 1.0
-    if not ones.any() and guided[0].numel() > 1:
-        return None
-    even = ((others - value).abs() <= 1e-6 * max(1.0, abs(value))).all()
-    return value if bool(even) else None
-
-
-def _unscaled(guided: torch.Tensor) -> torch.Tensor:
-    """Return guided marks divided, along the last axis, by what became of the ones."""
-    if guided.shape[-1] < 2:
-        return guided
-    ones = guided[..., 1::2].mean(-1, keepdim=True)
-    return torch.where(ones > 0, guided / ones, guided)
-
-
-def _apart(output: torch.Tensor, sample: object) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Return copies of what a scheduler is given: the mean, and the variance if there is one."""
-    given = output.detach().clone()
-    if isinstance(sample, torch.Tensor) and given.shape[1:2] == (2 * sample.shape[1],):
-        mean, variance = given.chunk(2, dim=1)
-        return mean, variance
-    return given, None
-
-
-def _is_unmixed(guided: torch.Tensor) -> bool:
-    """Whether marks are as they were made, but for their order."""
-    half = guided.shape[0] // 2
-    binary = ((guided == 0) | (guided == 1)).all()
-    return bool(binary and (guided[:half] == 1).all() and (guided[half:] == 0).any())
 
 
 def _timestep_of(given: Mapping[str, object]) -> float | None:

@@ -53,11 +53,11 @@ class _Denoiser(ModelMixin, ConfigMixin):  # type: ignore[misc]
         _, rows, columns = (
             size // patch for size, patch in zip(padded.shape[2:], self.patch_size, strict=True)
         )
-        scale = (height[0].float() * width[0].float()).sqrt() / self.input_sq_size
+        scale = (height.float() * width.float()).sqrt() / self.input_sq_size
         base = round((rows * columns) ** 0.5)
         places = position_embedding(rows, columns, self.hidden_size, scale, base)
         tokens: torch.Tensor = self.x_embedder(padded)
-        return tokens + places.to(tokens.dtype)
+        return tokens + places.to(tokens.dtype)[:, None]
 
     def _video(
         self, tokens: torch.Tensor, time: torch.Tensor, latents: torch.Tensor
@@ -84,14 +84,14 @@ def _returned(video: torch.Tensor, return_dict: bool) -> Transformer2DModelOutpu
 def _within_frames(attention: Attention, x: torch.Tensor) -> torch.Tensor:
     """Attend among the tokens of each frame of `[batch, frames, tokens, channels]`."""
     attended: torch.Tensor = attention(x.flatten(0, 1))
-    return split(attended, 0, x.shape[:2])
+    return attended.reshape(x.shape)
 
 
 def _over_frames(attention: Attention, x: torch.Tensor, rotary: Rotary) -> torch.Tensor:
     """Attend among the frames of each place of `[batch, frames, tokens, channels]`."""
     turned = x.transpose(1, 2)
     attended: torch.Tensor = attention(turned.flatten(0, 1), rotary)
-    return split(attended, 0, turned.shape[:2]).transpose(1, 2)
+    return attended.reshape(turned.shape).transpose(1, 2)
 
 
 def _gates(table: torch.Tensor, time: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -127,7 +127,7 @@ class STDiT2Block(nn.Module):
         x = x + gate * _within_frames(self.attn, modulated(plain_norm(x), shift, scale))
         told = modulated(plain_norm(x), shift_t, scale_t)
         x = x + gate_t * _over_frames(self.attn_temp, told, rotary)
-        x = x + self.cross_attn(x.flatten(1, 2), caption, mask).view_as(x)
+        x = x + self.cross_attn(x.flatten(1, 2), caption, mask).reshape(x.shape)
         made: torch.Tensor = self.mlp(modulated(plain_norm(x), shift_mlp, scale_mlp))
         return x + gate_mlp * made
 
@@ -236,7 +236,7 @@ class STDiT3Block(nn.Module):
             x = x + gate * _within_frames(self.attn, told)
         else:
             x = x + gate * _over_frames(self.attn, told, rotary)
-        x = x + self.cross_attn(x.flatten(1, 2), caption, mask).view_as(x)
+        x = x + self.cross_attn(x.flatten(1, 2), caption, mask).reshape(x.shape)
         made: torch.Tensor = self.mlp(modulated(plain_norm(x), shift_mlp, scale_mlp))
         return x + gate_mlp * made
 

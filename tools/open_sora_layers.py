@@ -207,23 +207,23 @@ def modulated(x: torch.Tensor, shift: torch.Tensor, scale: torch.Tensor) -> torc
 def position_embedding(
     rows: int, columns: int, width: int, scale: torch.Tensor, base: int
 ) -> torch.Tensor:
-    """Return sines and cosines of the places of a frame's tokens, float32 `[tokens, width]`.
+    """Return sines and cosines of the places of a frame's tokens, `[batch, tokens, width]`.
 
     Args:
         rows: of tokens.
         columns: of tokens.
         width: channels, a multiple of four: half of them for the column, half for the row.
-        scale: scalar, of the video's resolution to that of training.
+        scale: of each video's resolution to that of training, float32 `[batch]`.
         base: tokens of a side of a square of as many tokens.
     """
     half = width // 2
     steps = torch.arange(0, half, 2, device=scale.device, dtype=torch.float32) / half
 
     def waves(count: int) -> torch.Tensor:
-        places = torch.arange(count, device=scale.device, dtype=torch.float32) / scale
-        angles = (places * (base / count))[:, None] * (1.0 / LONGEST_PERIOD**steps)
+        places = torch.arange(count, device=scale.device, dtype=torch.float32) / scale[:, None]
+        angles = (places * (base / count))[..., None] * (1.0 / LONGEST_PERIOD**steps)
         return torch.cat([angles.sin(), angles.cos()], dim=-1)
 
-    across = waves(columns)[None].expand(rows, -1, -1)
-    down = waves(rows)[:, None].expand(-1, columns, -1)
-    return torch.cat([across, down], dim=-1).flatten(0, 1)
+    across = waves(columns)[:, None].expand(-1, rows, -1, -1)
+    down = waves(rows)[:, :, None].expand(-1, -1, columns, -1)
+    return torch.cat([across, down], dim=-1).flatten(1, 2)
