@@ -1,6 +1,6 @@
 """Compile a schedule into a bundle."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from ditc.passes import Bucket, Plan, Program, Schedule, Slot
+from ditc.passes import Bucket, Plan, Program, Schedule, Slot, split_prologue
 from ditc.passes.fingerprint import program_digest
 from ditc.passes.graphs import flat_outputs
 from ditc.runtime.errors import LoweringError, PlanError
@@ -35,6 +35,7 @@ from .bundle import records, staged
 from .cache import EngineCache, default_cache, key_of
 from .lowered import Lowered
 from .onnx import lower, save
+from .parts import part_jobs, prologue_info
 from .sampler import sampler_table
 from .variants import write_sources
 from .weights import entries, merge, write_store
@@ -53,6 +54,7 @@ def compile(  # noqa: A001 (the contract's name)
     cache: str | Path | None = None,
     jobs: int | None = None,
     log: Callable[[str], object] | None = None,
+    prologue: bool = True,
 ) -> Path:
     """Lower every bucket of a schedule and write the bundle.
 
@@ -68,7 +70,9 @@ def compile(  # noqa: A001 (the contract's name)
         cache: folder that keeps graphs, so that only what changed is built again, and a build
             that was killed goes on where it was; `~/.cache/ditc` if None.
         jobs: graphs to build at once, each in a process; as many as there are cores if None.
-        log: told, a line each, which buckets were built and which were found in the cache.
+        log: told, a line each, which graphs were built and which were found in the cache.
+        prologue: whether what doesn't depend on the latents leaves the steps, as far as it is
+            worth what is kept for it.
 
     Returns:
         The bundle's folder.
@@ -91,21 +95,26 @@ def compile(  # noqa: A001 (the contract's name)
     if table is not None:
         _check_timestep(sched.program, table)
         _check_variance(sched.program, table)
+    if prologue:
+        sched = sched.on(split_prologue(sched.program, sched.steps))
     place = Path(out_dir)
     with staged(place) as folder:
         lowered = _lowered(
             sched,
             EngineCache(default_cache() if cache is None else Path(cache)),
             jobs or usable_cores(),
-            _teller(progress, log),
+            _teller(progress, log, {bucket.name for bucket in sched.buckets}),
         )
-        parts = (entries(lowered[bucket.name], bucket.program) for bucket in sched.buckets)
+        owner = {bucket.name: bucket.program for bucket in sched.buckets}
+        parts = (
+            entries(graph, owner.get(name, sched.program)) for name, graph in lowered.items()
+        )
         store = write_store(merge(parts), folder / WEIGHTS_FILE)
         if sched.program.weights is not None:
             sched.program.weights.check()
         write_sources(folder / SOURCES_FILE, sched.program, lowered.values())
-        for bucket in sched.buckets:
-            save(lowered[bucket.name], folder / _file(bucket), WEIGHTS_FILE, store.places)
+        for name, graph in lowered.items():
+            save(graph, folder / _file(name), WEIGHTS_FILE, store.places)
         sched.plan.save(folder / PLAN_FILE)
         save_file(_conditioning(sched.program), folder / CONDITIONING_FILE)
         manifest = Manifest(
@@ -122,6 +131,7 @@ def compile(  # noqa: A001 (the contract's name)
             sampler=table,
             files=records(folder, {WEIGHTS_FILE: store.file}),
             curve=None if sched.curve is None else CurveInfo(sched.curve.costs, sched.curve.full),
+            prologue=prologue_info(sched.program, lowered, _file),
         )
         (folder / MANIFEST_FILE).write_text(manifest.to_json(), encoding="utf-8")
     return place
@@ -208,7 +218,7 @@ def _lowered(
     jobs = [
         Job(bucket.name, _key(bucket, program), partial(lower, bucket)) for bucket in sched.buckets
     ]
-    return build(jobs, cache, workers, done)
+    return build([*jobs, *part_jobs(sched.program, "fp32")], cache, workers, done)
 
 
 def _key(bucket: Bucket, program: str) -> str:
@@ -225,19 +235,21 @@ def _key(bucket: Bucket, program: str) -> str:
 
 
 def _teller(
-    progress: Callable[[], object] | None, log: Callable[[str], object] | None
+    progress: Callable[[], object] | None,
+    log: Callable[[str], object] | None,
+    counted: Set[str],
 ) -> Callable[[str, bool], object]:
     def done(name: str, built: bool) -> None:
         if log is not None:
             log(f"{name}: {'built' if built else 'found in the cache'}")
-        if progress is not None:
+        if progress is not None and name in counted:
             progress()
 
     return done
 
 
-def _file(bucket: Bucket) -> str:
-    return f"{bucket.name}.onnx"
+def _file(graph: str) -> str:
+    return f"{graph}.onnx"
 
 
 def _dtype(dtype: torch.dtype) -> str:
@@ -270,10 +282,10 @@ def _slot(slot: Slot, storage: int) -> SlotInfo:
 def _bucket(bucket: Bucket, lowered: Lowered) -> BucketInfo:
     return BucketInfo(
         name=bucket.name,
-        graph=_file(bucket),
+        graph=_file(bucket.name),
         steps=bucket.steps,
-        inputs=tuple(entry.name for entry in bucket.program.inputs),
-        reads=lowered.inputs[len(bucket.program.inputs) :],
+        inputs=bucket.program.arguments,
+        reads=lowered.inputs[len(bucket.program.arguments) :],
         writes=lowered.outputs[len(bucket.program.outputs) :],
         methods={name: str(method) for name, method in bucket.methods.items()},
         multiply_adds=lowered.multiply_adds,

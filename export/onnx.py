@@ -54,7 +54,7 @@ def lower(bucket: Bucket) -> Lowered:
         LoweringError: naming the bucket, if an operator has no ONNX counterpart.
     """
     program = bucket.program
-    inputs = [entry.name for entry in program.inputs] + [slot.name for slot in bucket.reads]
+    inputs = [*program.arguments, *(slot.name for slot in bucket.reads)]
     outputs = [*program.outputs, *(slot.name for slot in bucket.writes)]
     return lower_graph(bucket.graph_module, inputs, outputs, program, f"bucket {bucket.name}")
 
@@ -140,8 +140,8 @@ def _lift(module: fx.GraphModule, program: Program) -> dict[str, Source]:
         if source is None:
             continue
         if target not in lifted:
-            last = graph.find_nodes(op="placeholder")[-1]
-            with graph.inserting_after(last):
+            inputs = graph.find_nodes(op="placeholder")
+            with graph.inserting_after(inputs[-1]) if inputs else graph.inserting_before():
                 lifted[target] = graph.placeholder(f"lifted_{len(lifted)}")
             lifted[target].meta["val"] = node.meta["val"]
             sources[target] = source

@@ -7,7 +7,7 @@ from torch import fx
 
 from .program import Program
 
-__all__ = ["program_digest"]
+__all__ = ["graph_digest", "program_digest"]
 
 
 def program_digest(program: Program) -> str:
@@ -16,20 +16,24 @@ def program_digest(program: Program) -> str:
     Programs of equal digests make equal graphs under equal methods: nothing a pass looks at is
     left out, and no pass looks at the value of a weight.
     """
-    found = hashlib.sha256()
-    for line in _lines(program):
-        found.update(line.encode() + b"\n")
-    return found.hexdigest()
+    return _digest(
+        [
+            f"cfg {program.cfg}",
+            f"outputs {program.outputs}",
+            *(f"input {entry}" for entry in program.inputs),
+            *(f"site {site}" for site in program.sites),
+            *(_line(node) for node in program.graph_module.graph.nodes),
+        ]
+    )
 
 
-def _lines(program: Program) -> list[str]:
-    return [
-        f"cfg {program.cfg}",
-        f"outputs {program.outputs}",
-        *(f"input {entry}" for entry in program.inputs),
-        *(f"site {site}" for site in program.sites),
-        *(_line(node) for node in program.graph_module.graph.nodes),
-    ]
+def graph_digest(graph: fx.Graph) -> str:
+    """Return the SHA-256 of a graph's nodes."""
+    return _digest([_line(node) for node in graph.nodes])
+
+
+def _digest(lines: list[str]) -> str:
+    return hashlib.sha256("".join(f"{line}\n" for line in lines).encode()).hexdigest()
 
 
 def _line(node: fx.Node) -> str:

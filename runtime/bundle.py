@@ -8,6 +8,7 @@ import numpy.typing as npt
 
 from .engine import Array, Backend, Engine
 from .errors import BundleError, EngineError
+from .feed import Feed
 from .files import check_files, read_text
 from .guidance import Latents, condition, guide, latents_shape, learned_variance
 from .inputs import check_array, check_finite, check_names
@@ -29,6 +30,7 @@ class Bundle:
 
     Attributes:
         manifest: what the bundle says of itself.
+        feed: runs what the steps share before them.
     """
 
     def __init__(
@@ -37,6 +39,7 @@ class Bundle:
         self.manifest = manifest
         self._engines = engines
         self._recorded = recorded
+        self.feed = Feed(manifest, engines)
         self._ledger = SlotLedger(manifest.steps, manifest.buckets, manifest.storages)
 
     @classmethod
@@ -143,7 +146,8 @@ class Bundle:
         for k in range(table.steps):
             with np.errstate(over="ignore", invalid="ignore"):  # checked below, with the step
                 scaled = state.model_input(k, x)
-                outputs = self._run(k, self._model_inputs(scaled, table.timesteps[k], full))
+                inputs = self._model_inputs(scaled, table.timesteps[k], full)
+                outputs = self._run(k, inputs, same_prompt=k > 0)
                 predicted = outputs[self.manifest.outputs[0].name]
                 check_finite(f"step {k}: the model's output", predicted)
                 guided = guide(self.manifest.cfg, predicted, scale, shape)
@@ -154,10 +158,13 @@ class Bundle:
                 callback(k, table.steps, x.copy())
         return x
 
-    def _run(self, k: int, arrays: Mapping[str, Array]) -> dict[str, Array]:
+    def _run(
+        self, k: int, arrays: Mapping[str, Array], *, same_prompt: bool = False
+    ) -> dict[str, Array]:
         self._ledger.begin(k)
         bucket = self.manifest.bucket_of(k)
-        outputs = self._engines[bucket.name].run({name: arrays[name] for name in bucket.inputs})
+        given = self.feed(k, arrays, same_prompt=same_prompt)
+        outputs = self._engines[bucket.name].run({name: given[name] for name in bucket.inputs})
         self._ledger.commit(k)
         return outputs
 

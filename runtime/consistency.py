@@ -2,11 +2,13 @@
 
 from collections import Counter
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from .entries import BucketInfo
 from .errors import BundleError
 from .files import CONDITIONING_FILE, WEIGHTS_FILE
+from .prologue import PrologueInfo
 from .slots import needed_writes
 
 if TYPE_CHECKING:
@@ -26,6 +28,8 @@ def check_manifest(manifest: "Manifest") -> None:
     _check_steps(manifest)
     for bucket in manifest.buckets:
         _check_bucket(manifest, bucket)
+    if manifest.prologue is not None:
+        _check_prologue(manifest, manifest.prologue)
     needed_writes(manifest.steps, manifest.buckets, manifest.storages)
     _check_halves(manifest)
     if manifest.sampler is not None and manifest.sampler.steps != manifest.steps:
@@ -41,9 +45,10 @@ def _check_names(manifest: "Manifest") -> None:
     inputs = [info.name for info in manifest.inputs]
     outputs = [info.name for info in manifest.outputs]
     slots = [info.name for info in manifest.slots]
-    _check_unique("inputs and slots", [*inputs, *slots])
+    values = [info.name for info in manifest.prologue.values] if manifest.prologue else []
+    _check_unique("inputs, values of the prologue and slots", [*inputs, *values, *slots])
     _check_unique("outputs and slots", [*outputs, *slots])
-    _check_unique("buckets", [bucket.name for bucket in manifest.buckets])
+    _check_unique("buckets and parts of the prologue", [graph.name for graph in manifest.graphs])
     for role in ("latents", "timestep"):
         if sum(info.role == role for info in manifest.inputs) > 1:
             raise BundleError(f"inputs: several have the role {role!r}, expected at most one")
@@ -69,7 +74,8 @@ def _check_steps(manifest: "Manifest") -> None:
 
 def _check_bucket(manifest: "Manifest", bucket: BucketInfo) -> None:
     where = f"bucket {bucket.name!r}"
-    inputs = {info.name for info in manifest.inputs}
+    values = [info.name for info in manifest.prologue.values] if manifest.prologue else []
+    inputs = {*(info.name for info in manifest.inputs), *values}
     slots = {info.name for info in manifest.slots}
     if not bucket.steps:
         raise BundleError(f"{where}: has no steps, expected at least one")
@@ -78,15 +84,42 @@ def _check_bucket(manifest: "Manifest", bucket: BucketInfo) -> None:
         ("reads", bucket.reads, slots),
         ("writes", bucket.writes, slots),
     ):
-        for name in names:
-            if name not in known:
-                listed = ", ".join(sorted(known)) or "none"
-                raise BundleError(f"{where}: {field} names {name!r}, expected one of {listed}")
+        _check_known(where, field, names, known)
     both = sorted(set(bucket.reads) & set(bucket.writes))
     if both:
         raise BundleError(f"{where}: both reads and writes slot {both[0]!r}, expected one of them")
     if bucket.graph not in manifest.files:
         raise BundleError(f"{where}: its graph {bucket.graph!r} isn't in files, expected its hash")
+
+
+def _check_known(where: str, field: str, names: Iterable[str], known: set[str]) -> None:
+    for name in names:
+        if name not in known:
+            listed = ", ".join(sorted(known)) or "none"
+            raise BundleError(f"{where}: {field} names {name!r}, expected one of {listed}")
+
+
+def _check_prologue(manifest: "Manifest", prologue: PrologueInfo) -> None:
+    inputs = {info.name for info in manifest.inputs if info.role != "latents"}
+    timestep = {info.name for info in manifest.inputs if info.role == "timestep"}
+    prompt = {info.name for info in prologue.prompt.outputs} if prologue.prompt else set()
+    for part in prologue.parts:
+        where = f"prologue {part.name!r}"
+        known = inputs - timestep if part is prologue.prompt else inputs | prompt
+        _check_known(where, "inputs", part.inputs, known)
+        if part.graph not in manifest.files:
+            raise BundleError(
+                f"{where}: its graph {part.graph!r} isn't in files, expected its hash"
+            )
+    if prologue.all_steps is None:
+        return
+    alone = prologue.step.outputs if prologue.step else ()
+    expected = tuple(replace(info, shape=(manifest.steps, *info.shape)) for info in alone)
+    if not alone or prologue.all_steps.outputs != expected:
+        raise BundleError(
+            f"prologue {prologue.all_steps.name!r}: its outputs aren't those of one step, "
+            f"{manifest.steps} times each; compile the bundle again"
+        )
 
 
 def _check_halves(manifest: "Manifest") -> None:
@@ -102,7 +135,7 @@ def _check_halves(manifest: "Manifest") -> None:
 
 def _check_listed(manifest: "Manifest") -> None:
     expected = []
-    if any(bucket.weights for bucket in manifest.buckets):
+    if any(graph.weights for graph in manifest.graphs):
         expected.append(WEIGHTS_FILE)
     if manifest.input_of("condition") is not None:
         expected.append(CONDITIONING_FILE)

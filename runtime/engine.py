@@ -15,17 +15,17 @@ Array = npt.NDArray[np.generic]
 
 
 class Engine(Protocol):
-    """One loaded bucket, its slots bound at load to buffers that all engines of a bundle share."""
+    """One loaded graph, its slots bound at load to buffers that all engines of a bundle share."""
 
     def run(self, arrays: Mapping[str, Array]) -> dict[str, Array]:
-        """Run one step; slots are read and written in place.
+        """Run the graph once; slots are read and written in place.
 
         Args:
-            arrays: the bucket's program inputs by name, C-contiguous, of the manifest's shapes
-                and dtypes.
+            arrays: the graph's `inputs` by name, C-contiguous, of the manifest's shapes and
+                dtypes; some are views of larger arrays.
 
         Returns:
-            Every program output by name, in arrays that belong to the caller.
+            Every output but slots by name, in arrays that belong to the caller.
 
         Raises:
             EngineError: if the engine fails; the message names the bucket.
@@ -39,7 +39,7 @@ class Backend(Protocol):
     def load(
         self, root: Path, manifest: Manifest, weights: Mapping[str, Array]
     ) -> Mapping[str, Engine]:
-        """Return an engine for every bucket, by bucket name.
+        """Return an engine for every graph of the manifest, by the graph's name.
 
         Args:
             root: the bundle's folder, its files already checked.

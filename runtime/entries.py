@@ -58,6 +58,11 @@ class OutputInfo:
     shape: tuple[int, ...]
     dtype: str
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes it takes."""
+        return math.prod(self.shape) * np.dtype(self.dtype).itemsize
+
     def to_json(self) -> dict[str, JsonValue]:
         """Return the JSON object."""
         return {"name": self.name, "shape": list(self.shape), "dtype": self.dtype}
@@ -133,7 +138,7 @@ class BucketInfo:
         name: unique in the bundle.
         graph: the graph's path in the bundle, with forward slashes.
         steps: the steps it runs, from 0.
-        inputs: the program inputs its graph takes.
+        inputs: the program inputs, and the values of the prologue, that its graph takes.
         reads: the slots its graph takes as inputs, named as the slots.
         writes: the slots its graph gives as outputs besides every program output.
         methods: the method of each site.

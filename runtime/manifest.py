@@ -41,6 +41,7 @@ from .files import (
     WEIGHTS_FILE,
     check_relative,
 )
+from .prologue import PartInfo, PrologueInfo
 from .sampler import SamplerTable
 
 __all__ = [
@@ -57,6 +58,8 @@ __all__ = [
     "Manifest",
     "ModelInfo",
     "OutputInfo",
+    "PartInfo",
+    "PrologueInfo",
     "SlotInfo",
 ]
 
@@ -86,6 +89,7 @@ class Manifest:
         weights_sha256: of the checkpoint that took the place of the weights the bundle was
             compiled with, and the plan found on; None where they are still there.
         curve: what each limit on buckets would have cost; None where none was asked for.
+        prologue: what runs before the steps; None where nothing does.
 
     Raises:
         BundleError: if the fields contradict each other; the message names the field.
@@ -105,6 +109,7 @@ class Manifest:
     files: Mapping[str, FileInfo]
     weights_sha256: str | None = None
     curve: CurveInfo | None = None
+    prologue: PrologueInfo | None = None
 
     def __post_init__(self) -> None:
         check_manifest(self)
@@ -112,6 +117,15 @@ class Manifest:
     def bucket_of(self, step: int) -> BucketInfo:
         """Return the bucket that runs `step`, which must be one of 0 to T-1."""
         return next(bucket for bucket in self.buckets if step in bucket.steps)
+
+    @property
+    def graphs(self) -> tuple[BucketInfo | PartInfo, ...]:
+        """All graphs: the buckets, and those that run before the steps."""
+        return (*self.buckets, *(self.prologue.parts if self.prologue else ()))
+
+    def outputs_of(self, graph: BucketInfo | PartInfo) -> tuple[OutputInfo, ...]:
+        """Return what a graph gives besides slots."""
+        return graph.outputs if isinstance(graph, PartInfo) else self.outputs
 
     @property
     def storages(self) -> dict[str, int]:
@@ -153,6 +167,7 @@ class Manifest:
             "files": {path: info.to_json() for path, info in self.files.items()},
             "weights_sha256": self.weights_sha256,
             "curve": None if self.curve is None else self.curve.to_json(),
+            "prologue": None if self.prologue is None else self.prologue.to_json(),
         }
 
     @classmethod
@@ -195,6 +210,11 @@ class Manifest:
                 else read_sha256(found["weights_sha256"], "weights_sha256")
             ),
             curve=None if found["curve"] is None else CurveInfo.from_json(found["curve"], "curve"),
+            prologue=(
+                None
+                if found["prologue"] is None
+                else PrologueInfo.from_json(found["prologue"], "prologue")
+            ),
         )
 
 

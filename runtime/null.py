@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from .engine import Array
-from .manifest import Manifest
+from .manifest import Manifest, OutputInfo
 
 __all__ = ["NullBackend", "NullEngine"]
 
@@ -25,9 +25,12 @@ class NullBackend:
     def load(
         self, root: Path, manifest: Manifest, weights: Mapping[str, Array]
     ) -> dict[str, "NullEngine"]:
-        """Return an engine a bucket; all of them note their runs in `calls`."""
+        """Return an engine a graph; all of them note their runs in `calls`."""
         del root, weights
-        return {bucket.name: NullEngine(bucket.name, manifest, self) for bucket in manifest.buckets}
+        return {
+            graph.name: NullEngine(graph.name, manifest.outputs_of(graph), self)
+            for graph in manifest.graphs
+        }
 
 
 @dataclass(frozen=True)
@@ -35,10 +38,10 @@ class NullEngine:
     """Returns zeros of the outputs' shapes and dtypes."""
 
     bucket: str
-    manifest: Manifest
+    outputs: tuple[OutputInfo, ...]
     backend: NullBackend
 
     def run(self, arrays: Mapping[str, Array]) -> dict[str, Array]:
         """Note the inputs and return zeros."""
         self.backend.calls.append((self.bucket, {name: a.copy() for name, a in arrays.items()}))
-        return {info.name: np.zeros(info.shape, info.dtype) for info in self.manifest.outputs}
+        return {info.name: np.zeros(info.shape, info.dtype) for info in self.outputs}

@@ -10,19 +10,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
 from .engine import Array
 from .errors import BundleError, EngineError
 from .files import WEIGHTS_FILE
-from .manifest import BucketInfo, Manifest
+from .manifest import BucketInfo, Manifest, PartInfo
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession, OrtValue, SessionOptions
 
 __all__ = ["OrtBackend", "OrtEngine"]
+
+Graph: TypeAlias = BucketInfo | PartInfo
 
 CPU = "CPUExecutionProvider"
 EXTRAS = {
@@ -68,21 +70,20 @@ class OrtBackend:
         """
         ort = _import_onnxruntime()
         _check_providers(ort, self.providers)
-        used = {name for bucket in manifest.buckets for name in bucket.weights}
+        used = {name for bucket in manifest.graphs for name in bucket.weights}
         _check_weights(manifest, weights)
         values = {name: ort.OrtValue.ortvalue_from_numpy(weights[name]) for name in sorted(used)}
         sessions = {
-            bucket.name: self._open_session(ort, root, bucket, values)
-            for bucket in manifest.buckets
+            bucket.name: self._open_session(ort, root, bucket, values) for bucket in manifest.graphs
         }
         slots = _allocate_slots(ort, manifest, DEVICES.get(self.providers[0], "cpu"))
         return {
             bucket.name: OrtEngine(manifest, bucket, sessions[bucket.name], slots, values)
-            for bucket in manifest.buckets
+            for bucket in manifest.graphs
         }
 
     def _open_session(
-        self, ort: ModuleType, root: Path, bucket: BucketInfo, values: Mapping[str, "OrtValue"]
+        self, ort: ModuleType, root: Path, bucket: Graph, values: Mapping[str, "OrtValue"]
     ) -> "InferenceSession":
         options = self._options(ort, root)
         for name in bucket.weights:
@@ -135,7 +136,7 @@ class OrtEngine:
     def __init__(
         self,
         manifest: Manifest,
-        bucket: BucketInfo,
+        bucket: Graph,
         session: "InferenceSession",
         storages: Mapping[int, "OrtValue"],
         weights: Mapping[str, "OrtValue"],
@@ -144,7 +145,7 @@ class OrtEngine:
         self._weights = weights  # the session refers to their memory without owning it
         self.storages = storages
         self._bucket = bucket
-        self._outputs = manifest.outputs
+        self._outputs = manifest.outputs_of(bucket)
         self._session = session
         self._binding = session.io_binding()
         slots = {slot.name: slot for slot in manifest.slots}
@@ -233,7 +234,7 @@ def _allocate_slots(ort: ModuleType, manifest: Manifest, device: str) -> dict[in
         ) from error
 
 
-def _check_given(bucket: BucketInfo, asked: Sequence[str], given: Sequence[str]) -> None:
+def _check_given(bucket: Graph, asked: Sequence[str], given: Sequence[str]) -> None:
     for provider in asked:
         if provider not in given:
             raise EngineError(
@@ -243,7 +244,7 @@ def _check_given(bucket: BucketInfo, asked: Sequence[str], given: Sequence[str])
 
 
 def _check_weights(manifest: Manifest, weights: Mapping[str, Array]) -> None:
-    for bucket in manifest.buckets:
+    for bucket in manifest.graphs:
         for name in bucket.weights:
             if name not in weights:
                 raise BundleError(
@@ -252,8 +253,8 @@ def _check_weights(manifest: Manifest, weights: Mapping[str, Array]) -> None:
                 )
 
 
-def _check_interface(manifest: Manifest, bucket: BucketInfo, session: "InferenceSession") -> None:
-    outputs = [info.name for info in manifest.outputs]
+def _check_interface(manifest: Manifest, bucket: Graph, session: "InferenceSession") -> None:
+    outputs = [info.name for info in manifest.outputs_of(bucket)]
     for what, found, expected in (
         ("inputs", session.get_inputs(), {*bucket.inputs, *bucket.reads}),
         ("outputs", session.get_outputs(), {*outputs, *bucket.writes}),

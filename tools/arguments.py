@@ -103,6 +103,11 @@ def add_compile_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--cache", type=Path, help="folder that keeps graphs for later builds (~/.cache/ditc)"
     )
+    parser.add_argument(
+        "--no-prologue",
+        action="store_true",
+        help="compute in every step what doesn't depend on the latents, too",
+    )
     parser.add_argument("--jobs", type=positive, help="graphs to build at once (as many as cores)")
     parser.add_argument("--samples", type=positive, help="images at once (as the call makes)")
     parser.add_argument("--call", default="{}", help="the pipeline's arguments as a JSON object")

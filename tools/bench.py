@@ -46,13 +46,13 @@ def time_buckets(bundle: Bundle, rounds: int) -> dict[str, Timing]:
 
     A bucket's values are those of all its steps in all rounds; a round ahead warms up.
     """
-    inputs = example_inputs(bundle.manifest)
+    inputs = [example_inputs(bundle.manifest, step) for step in range(bundle.steps)]
     taken: dict[str, list[float]] = {bucket.name: [] for bucket in bundle.manifest.buckets}
     owner = {step: bucket.name for bucket in bundle.manifest.buckets for step in bucket.steps}
     for number in range(rounds + 1):
         for step in range(bundle.steps):
             started = time.perf_counter()
-            bundle.step(step, **inputs)
+            bundle.step(step, **inputs[step])
             if number:
                 taken[owner[step]].append((time.perf_counter() - started) * 1e3)
     return {name: timing(values) for name, values in taken.items()}

@@ -45,7 +45,7 @@ def build(options: argparse.Namespace) -> None:
     )
     sys.stdout.write("".join(f"{line}\n" for line in _foretold(sched)))
     sys.stdout.flush()
-    built: list[str] = []
+    told: list[str] = []
     with progress("compile", len(sched.buckets)) as advance:
         place = compile_bundle(
             sched,
@@ -56,17 +56,19 @@ def build(options: argparse.Namespace) -> None:
             progress=advance,
             cache=options.cache,
             jobs=options.jobs,
-            log=lambda line: built.append(line) if line.endswith(": built") else None,
+            log=told.append,
+            prologue=not options.no_prologue,
         )
     for obstacle in recording.obstacles:
         sys.stdout.write(f"no sampler in the bundle, which is to be attached: {obstacle}\n")
+    built = sum(line.endswith(": built") for line in told)
     cost = schedule_cost(sched)
     total = sum(file.stat().st_size for file in place.rglob("*") if file.is_file())
     sys.stdout.write(
         f"{place}: {len(sched.buckets)} buckets for {sched.steps} steps, {total / 1e6:.2f} MB, "
         f"{cost.attention_left:.1%} of attention and {cost.model_left:.1%} of the model's "
         f"multiply-adds left\n"
-        f"{len(built)} of {len(sched.buckets)} graphs built, the others found in the cache\n"
+        f"{built} of {len(told)} graphs built, the others found in the cache\n"
     )
 
 

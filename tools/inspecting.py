@@ -49,7 +49,7 @@ def _manifest(path: Path) -> Manifest:
 def bytes_by_part(manifest: Manifest) -> dict[str, int]:
     """Return a bundle's bytes of weights, of graphs, and of all else."""
     parts = {"weights": 0, "graphs": 0, "other": 0}
-    graphs = {bucket.graph for bucket in manifest.buckets}
+    graphs = {graph.graph for graph in manifest.graphs}
     for name, record in manifest.files.items():
         part = "weights" if name == WEIGHTS_FILE else "other"
         parts["graphs" if name in graphs else part] += record.bytes
@@ -74,6 +74,7 @@ def _bundle_lines(path: Path, manifest: Manifest) -> Iterator[str]:
         f"slots      {len(manifest.slots)} in {len(storages)} storages, "
         f"{sum(storages.values()) / 1e6:.2f} MB"
     )
+    yield from _prologue(manifest)
     yield ""
     full = max(bucket.multiply_adds for bucket in manifest.buckets)
     yield "bucket  multiply-adds  of most  reads  writes  steps"
@@ -91,6 +92,28 @@ def _bundle_lines(path: Path, manifest: Manifest) -> Iterator[str]:
         yield ""
     owner = {step: bucket.methods for bucket in manifest.buckets for step in bucket.steps}
     yield from _grid([owner[step] for step in range(manifest.steps)])
+
+
+def _prologue(manifest: Manifest) -> Iterator[str]:
+    """Yield what runs before the steps, what is kept of it, and what the steps are spared."""
+    prologue = manifest.prologue
+    if prologue is None:
+        yield "prologue   none"
+        return
+    yield (
+        f"prologue   {prologue.stored_bytes / 1e6:.2f} MB kept; spares the steps "
+        f"{prologue.weight_bytes / 1e6:.2f} MB of weights and {prologue.multiply_adds / 1e9:.3f} G "
+        "multiply-adds each"
+    )
+    last = prologue.all_steps or prologue.step
+    for often, part in (("a prompt", prologue.prompt), ("all steps", last)):
+        if part is not None:
+            size = sum(info.nbytes for info in part.outputs)
+            yield (
+                f"           once for {often}: {', '.join(part.inputs) or 'weights alone'} to "
+                f"{len(part.outputs)} values of {size / 1e6:.2f} MB, "
+                f"{part.multiply_adds / 1e9:.3f} G multiply-adds"
+            )
 
 
 def _plan_text(path: Path, *, as_json: bool) -> str:

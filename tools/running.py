@@ -73,9 +73,9 @@ def verify(options: argparse.Namespace) -> None:
         DitcError: naming the file or step at fault.
     """
     bundle = open_bundle(options)
-    inputs = example_inputs(bundle.manifest)
     with progress("run every step", bundle.steps) as advance:
         for step in range(bundle.steps):
+            inputs = example_inputs(bundle.manifest, step)
             _check_finite(step, bundle.step(step, **inputs))
             advance()
     manifest = bundle.manifest
@@ -90,10 +90,10 @@ def verify(options: argparse.Namespace) -> None:
     )
 
 
-def example_inputs(manifest: Manifest) -> dict[str, Numbers]:
+def example_inputs(manifest: Manifest, step: int = 0) -> dict[str, Numbers]:
     """Return inputs of a bundle's shapes: seeded noise, and zeros where integers are wanted."""
     generator = np.random.default_rng(0)
-    timestep = manifest.sampler.timesteps[0] if manifest.sampler else 1.0
+    timestep = manifest.sampler.timesteps[step] if manifest.sampler else 1.0
     inputs: dict[str, Numbers] = {}
     for entry in manifest.inputs:
         if entry.role == "timestep":  # a real one: models take logarithms and roots of it
