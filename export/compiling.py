@@ -106,9 +106,7 @@ def compile(  # noqa: A001 (the contract's name)
             _teller(progress, log, {bucket.name for bucket in sched.buckets}),
         )
         owner = {bucket.name: bucket.program for bucket in sched.buckets}
-        parts = (
-            entries(graph, owner.get(name, sched.program)) for name, graph in lowered.items()
-        )
+        parts = (entries(graph, owner.get(name, sched.program)) for name, graph in lowered.items())
         store = write_store(merge(parts), folder / WEIGHTS_FILE)
         if sched.program.weights is not None:
             sched.program.weights.check()

@@ -137,6 +137,8 @@ class Schedule:
 
     def on(self, program: Program) -> "Schedule":
         """Return the schedule of another program with the same sites, made from this one's."""
+        if program is self.program:
+            return self
         buckets = tuple(replace(bucket, program=program) for bucket in self.buckets)
         return replace(self, program=program, buckets=buckets)
 

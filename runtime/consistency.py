@@ -46,9 +46,9 @@ def _check_names(manifest: "Manifest") -> None:
     outputs = [info.name for info in manifest.outputs]
     slots = [info.name for info in manifest.slots]
     values = [info.name for info in manifest.prologue.values] if manifest.prologue else []
-    _check_unique("inputs, values of the prologue and slots", [*inputs, *values, *slots])
+    _check_unique("inputs and slots", [*inputs, *values, *slots])
     _check_unique("outputs and slots", [*outputs, *slots])
-    _check_unique("buckets and parts of the prologue", [graph.name for graph in manifest.graphs])
+    _check_unique("buckets", [graph.name for graph in manifest.graphs])
     for role in ("latents", "timestep"):
         if sum(info.role == role for info in manifest.inputs) > 1:
             raise BundleError(f"inputs: several have the role {role!r}, expected at most one")

@@ -59,13 +59,13 @@ def test_graphs_values_and_bytes() -> None:
         ),
         (
             PrologueInfo(PROMPT, replace(STEP, name="full"), None, 0, 0),
-            "buckets and parts of the prologue: 2 are named 'full'",
+            "buckets: 2 are named 'full'",
         ),
         (
             PrologueInfo(
                 replace(PROMPT, outputs=(OutputInfo("timestep", (2,), "int64"),)), None, None, 0, 0
             ),
-            "inputs, values of the prologue and slots: 2 are named 'timestep'",
+            "inputs and slots: 2 are named 'timestep'",
         ),
     ],
 )
