@@ -27,12 +27,14 @@ from ditc.runtime.manifest import (
     OutputInfo,
     SlotInfo,
 )
+from ditc.runtime.recorded import recorded_name
 from ditc.runtime.sampler import SamplerTable
 from ditc.runtime.targets import PRECISIONS, TARGETS
 
 from .building import Job, build, usable_cores
 from .bundle import records, staged
 from .cache import EngineCache, default_cache, key_of
+from .calling import arguments_info, calls_info
 from .lowered import Lowered
 from .onnx import lower, save
 from .parts import part_jobs, prologue_info
@@ -130,6 +132,8 @@ def compile(  # noqa: A001 (the contract's name)
             files=records(folder, {WEIGHTS_FILE: store.file}),
             curve=None if sched.curve is None else CurveInfo(sched.curve.costs, sched.curve.full),
             prologue=prologue_info(sched.program, lowered, _file),
+            calls=calls_info(sched),
+            arguments=arguments_info(sched),
         )
         (folder / MANIFEST_FILE).write_text(manifest.to_json(), encoding="utf-8")
     return place
@@ -292,8 +296,10 @@ def _bucket(bucket: Bucket, lowered: Lowered) -> BucketInfo:
 
 
 def _conditioning(program: Program) -> Mapping[str, torch.Tensor]:
+    calls = {"": program.example, "uncond": program.unconditional}
     return {
-        entry.name: program.example[entry.name].contiguous()
+        recorded_name(entry.name, call): values[entry.name].contiguous()
+        for call, values in calls.items()
         for entry in program.inputs
-        if entry.role == "condition"
+        if entry.role == "condition" and entry.name in values
     }

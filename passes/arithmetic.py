@@ -47,13 +47,17 @@ def schedule_cost(schedule: Schedule) -> ScheduleCost:
     }
     attention_full = sum(cost.full for cost in costs.values())
     model_full = multiply_adds(program.graph_module.graph)
-    attention = [_attention(schedule.bucket_of(step), costs) for step in range(schedule.steps)]
-    steps = tuple(model_full - attention_full + left for left in attention)
+    attention = [0] * schedule.steps
+    for run in schedule.runs:
+        attention[run.step] += _attention(schedule.bucket_of(run.step, run.call), costs)
+    calls = len(schedule.runs) // schedule.steps
+    rest = calls * (model_full - attention_full)
+    steps = tuple(rest + left for left in attention)
     return ScheduleCost(
         attention=sum(attention),
-        attention_full=attention_full * schedule.steps,
+        attention_full=calls * attention_full * schedule.steps,
         model=sum(steps),
-        model_full=model_full * schedule.steps,
+        model_full=calls * model_full * schedule.steps,
         steps=steps,
     )
 

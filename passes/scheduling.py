@@ -9,10 +9,10 @@ from torch import fx
 
 from ditc.runtime.errors import PlanError
 
+from .calls import Call, Run, calls_of, slot_at, work_of
 from .curve import Curve
+from .equal_runs import Groups, rows_of
 from .graphs import SLOT
-from .identity import in_batch
-from .liveness import kept_outputs, kept_residuals
 from .memory import activation_bytes, weight_bytes
 from .merging import Latencies, Merging, limit_buckets
 from .method import Method
@@ -98,7 +98,10 @@ class Schedule:
     Attributes:
         program: the captured model.
         plan: the plan it follows, merged if buckets were limited.
-        buckets: in the order of first use; every step is in exactly one.
+        buckets: in the order of first use; every step is in exactly one, or in one for each of
+            its calls.
+        owners: name of the bucket that runs each call of each step.
+        runs: what each call does, in order.
         dropped: slots that were given up under a limit on their bytes, least valuable first.
         curve: what each limit on buckets would have cost; None where none was asked for.
     """
@@ -106,6 +109,8 @@ class Schedule:
     program: Program = field(repr=False)
     plan: Plan = field(repr=False)
     buckets: tuple[Bucket, ...]
+    owners: Mapping[tuple[int, Call], str] = field(repr=False)
+    runs: tuple[Run, ...] = field(repr=False)
     dropped: tuple[Slot, ...] = ()
     curve: Curve | None = None
 
@@ -117,16 +122,25 @@ class Schedule:
     @cached_property
     def slots(self) -> tuple[Slot, ...]:
         """All slots, each once, in the order in which buckets write them."""
-        return tuple(dict.fromkeys(slot for bucket in self.buckets for slot in bucket.writes))
+        calls = calls_of(self.program.cfg)
+        used = {(run.call, self.bucket_of(run.step, run.call).name) for run in self.runs}
+        return tuple(
+            dict.fromkeys(
+                slot_at(slot, call)
+                for bucket in self.buckets
+                for call in calls
+                if (call, bucket.name) in used
+                for slot in bucket.writes
+            )
+        )
 
     @cached_property
     def storages(self) -> Mapping[str, int]:
         """Number of each slot's storage; slots that never hold anything at once share one."""
-        owner = {step: bucket for bucket in self.buckets for step in bucket.steps}
-        rows = [owner[step] for step in range(self.steps)]
+        rows = [(run, self.bucket_of(run.step, run.call)) for run in self.runs]
         alive = lifetimes(
-            [_names(bucket.looked_up) for bucket in rows],
-            [_names(bucket.writes) for bucket in rows],
+            [_names(run.read(slot) for slot in bucket.looked_up) for run, bucket in rows],
+            [_names(run.written(slot) for slot in bucket.writes) for run, bucket in rows],
         )
         return share_storage(self.slots, alive)
 
@@ -147,16 +161,27 @@ class Schedule:
         """Bytes predicted for all of it: weights once, slots, and the values of a full step."""
         return weight_bytes(self.program) + activation_bytes(self.program) + self.peak_slot_bytes
 
-    def bucket_of(self, step: int) -> Bucket:
+    def bucket_of(self, step: int, call: Call | None = None) -> Bucket:
         """Return the bucket that runs a step.
 
+        Args:
+            step: 0-based.
+            call: which call of the step, the first if None.
+
         Raises:
-            IndexError: if the plan has no such step.
+            IndexError: if the plan has no such step or call.
         """
-        for bucket in self.buckets:
-            if step in bucket.steps:
-                return bucket
-        raise IndexError(f"step {step}: the plan has steps 0 to {self.steps - 1}")
+        calls = calls_of(self.program.cfg)
+        name = self.owners.get((step, calls[0] if call is None else call))
+        if name is None and not 0 <= step < self.steps:
+            raise IndexError(f"step {step}: the plan has steps 0 to {self.steps - 1}")
+        if name is None:
+            raise IndexError(f"step {step} has no call {call!r}: its calls are {calls}")
+        return self._named[name]
+
+    @cached_property
+    def _named(self) -> Mapping[str, Bucket]:
+        return {bucket.name: bucket for bucket in self.buckets}
 
 
 def schedule(
@@ -198,23 +223,16 @@ def schedule(
     if max_slot_bytes is not None and max_slot_bytes < 0:
         raise PlanError(f"max_slot_bytes is {max_slot_bytes}, expected at least 0")
     plan.check(program, ignore_model=ignore_model)
-    if program.cfg is not None and not in_batch(program.cfg):
-        raise PlanError(
-            f"the program has CFG layout {program.cfg}: schedule one with both halves in one batch"
-        )
+    plan = replace(plan, cfg=program.cfg)
     if max_memory_bytes is not None:
         room = _room(program, max_memory_bytes)
         max_slot_bytes = room if max_slot_bytes is None else min(room, max_slot_bytes)
-    groups: tuple[tuple[int, ...], ...] = tuple((step,) for step in range(plan.steps))
-    curve = None
-    if max_buckets is not None:
-        merging = Merging(plan, latencies)
-        curve = merging.curve()
-        knee = curve.knee if near is None else len(near)
-        limit = knee if max_buckets == "knee" else max_buckets
-        plan, groups, cost = limit_buckets(merging, limit, near)
-        curve = curve.at(limit, cost)
-    sched = _schedule(program, plan, groups)
+    if max_buckets is None:
+        groups: Groups = tuple((step,) for step in range(plan.steps))
+        sched = _schedule(program, plan, groups)
+    else:
+        sched, groups = _limited(program, plan, max_buckets, latencies, near)
+    plan, curve = sched.plan, sched.curve
     dropped: list[Slot] = []
     while max_slot_bytes is not None and sched.peak_slot_bytes > max_slot_bytes:
         least = min(sched.slots, key=lambda slot: without(plan, slot)[1] / slot.nbytes)
@@ -239,53 +257,53 @@ def _room(program: Program, most: int) -> int:
     return most - weights - values
 
 
-def _schedule(program: Program, plan: Plan, groups: tuple[tuple[int, ...], ...]) -> Schedule:
-    rows = _rows(plan, groups)
-    ordered = sorted(rows.items(), key=lambda item: item[1].steps)
+def _limited(
+    program: Program,
+    plan: Plan,
+    max_buckets: int | Literal["knee"],
+    latencies: Latencies | None,
+    near: Sequence[Sequence[int]] | None,
+) -> tuple[Schedule, Groups]:
+    """Return the schedule under a limit on buckets, and the groups of steps it merged.
+
+    Two calls of a step may run two graphs, so that fewer groups than buckets may be allowed.
+    """
+    merging = Merging(plan, latencies)
+    curve = merging.curve()
+    knee = curve.knee if near is None else len(near)
+    limit = knee if max_buckets == "knee" else max_buckets
+    allowed = limit
+    while True:
+        merged, groups, cost = limit_buckets(merging, allowed, near)
+        sched = _schedule(program, merged, groups)
+        if max_buckets == "knee" or len(sched.buckets) <= limit:
+            return replace(sched, curve=curve.at(allowed, cost)), groups
+        allowed = min(allowed, merging.units) - 1
+
+
+def _schedule(program: Program, plan: Plan, groups: Groups) -> Schedule:
+    runs = work_of(plan)
+    rows = rows_of(runs, groups)
+    ordered = sorted(rows.items(), key=lambda item: min(item[1].runs))
     buckets = tuple(
         Bucket(
             name=f"b{number:02d}",
             program=program,
             plan=plan,
-            steps=shared.steps,
+            steps=tuple(sorted({runs[index].step for index in shared.runs})),
             methods=dict(row.methods),
             keep_outputs=shared.keep_outputs,
             keep_residuals=row.keep_residuals,
         )
         for number, (row, shared) in enumerate(ordered)
     )
-    return Schedule(program, plan, buckets)
+    owners = {
+        (runs[index].step, runs[index].call): bucket.name
+        for bucket, (_, shared) in zip(buckets, ordered, strict=True)
+        for index in shared.runs
+    }
+    return Schedule(program, plan, buckets, owners, runs)
 
 
 def _names(slots: Iterable[Slot]) -> list[str]:
     return [slot.name for slot in slots]
-
-
-@dataclass(frozen=True)
-class _Row:
-    """What a graph computes: steps of equal rows share it."""
-
-    methods: tuple[tuple[str, Method], ...]
-    keep_residuals: frozenset[str]
-
-
-@dataclass(frozen=True)
-class _Shared:
-    """What the steps of a row need: the steps, and the outputs that one of them has to write."""
-
-    steps: tuple[int, ...] = ()
-    keep_outputs: frozenset[str] = frozenset()
-
-
-def _rows(plan: Plan, groups: tuple[tuple[int, ...], ...]) -> dict[_Row, _Shared]:
-    """Return the distinct graphs, and what runs each; a group runs one graph."""
-    rows: dict[_Row, _Shared] = {}
-    for group in groups:
-        row = _Row(
-            tuple(sorted(plan.cells[group[0]].items())),
-            frozenset[str]().union(*(kept_residuals(plan, step) for step in group)),
-        )
-        known = rows.get(row, _Shared())
-        outputs = known.keep_outputs.union(*(kept_outputs(plan, step) for step in group))
-        rows[row] = _Shared(tuple(sorted((*known.steps, *group))), outputs)
-    return rows

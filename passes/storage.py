@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+from .identity import in_batch
 from .method import Method
 from .plan import Plan
 from .program import Slot
@@ -73,14 +74,17 @@ def without(plan: Plan, slot: Slot) -> tuple[Plan, int]:
     cost, window = plan.cost.sites[slot.site], plan.windows[slot.site]
     for step, row in enumerate(cells):
         method = row[slot.site]
-        milder = _without(method, slot)
+        milder = _without(method, slot, apart=plan.cfg is not None and not in_batch(plan.cfg))
         if milder is not method:
             cells[step] = {**row, slot.site: milder}
             added += cost.of(milder, window) - cost.of(method, window)
     return replace(plan, cells=tuple(cells)), added
 
 
-def _without(method: Method, slot: Slot) -> Method:
+def _without(method: Method, slot: Slot, *, apart: bool) -> Method:
+    """Return the milder method; calls apart share across guidance through a slot too."""
+    if slot.kind == "output" and apart and method.shares_cfg:
+        return Method.WA_RS if method.windowed else Method.FULL
     if slot.kind == "output":
         return Method.FULL if method is Method.AST else method
     if method.windowed:

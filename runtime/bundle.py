@@ -6,14 +6,24 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from .binding import bind
+from .calls import calls_of, in_batch
 from .engine import Array, Backend, Engine
 from .errors import BundleError, EngineError
 from .feed import Feed
 from .files import check_files, read_text
-from .guidance import Latents, condition, guide, latents_shape, learned_variance
+from .guidance import (
+    Latents,
+    condition,
+    condition_calls,
+    guide,
+    latents_shape,
+    learned_variance,
+)
 from .inputs import check_array, check_finite, check_names
-from .manifest import CONDITIONING_FILE, MANIFEST_FILE, WEIGHTS_FILE, InputInfo, Manifest
+from .manifest import MANIFEST_FILE, WEIGHTS_FILE, InputInfo, Manifest
 from .ort import CPU, OrtBackend
+from .recorded import read_recorded
 from .sampler import SamplerState, SamplerTable
 from .slots import SlotLedger
 from .weights import map_tensors
@@ -30,17 +40,22 @@ class Bundle:
 
     Attributes:
         manifest: what the bundle says of itself.
-        feed: runs what the steps share before them.
+        feed: runs what the steps share before them, of the first call if a step makes two.
     """
 
     def __init__(
-        self, manifest: Manifest, engines: Mapping[str, Engine], recorded: Mapping[str, Array]
+        self,
+        manifest: Manifest,
+        engines: Mapping[str, Engine],
+        recorded: Mapping[str, Mapping[str, Array]],
     ) -> None:
         self.manifest = manifest
-        self._engines = engines
         self._recorded = recorded
-        self.feed = Feed(manifest, engines)
-        self._ledger = SlotLedger(manifest.steps, manifest.buckets, manifest.storages)
+        self._feeds = {call: Feed(manifest, engines) for call in calls_of(manifest.cfg)}
+        self.feed = self._feeds[calls_of(manifest.cfg)[0]]
+        self._ledger = SlotLedger(manifest.runs, manifest.storages)
+        self._numbers = {(run.step, run.call): n for n, run in enumerate(manifest.runs)}
+        self._bound = bind(manifest, engines)
 
     @classmethod
     def open(
@@ -75,7 +90,7 @@ class Bundle:
             backend = OrtBackend(providers or (CPU,), threads, bool(prepack))
         check_files(root, manifest.files)
         weights = map_tensors(root / WEIGHTS_FILE) if WEIGHTS_FILE in manifest.files else {}
-        return cls(manifest, backend.load(root, manifest, weights), _read_recorded(root, manifest))
+        return cls(manifest, backend.load(root, manifest, weights), read_recorded(root, manifest))
 
     @property
     def steps(self) -> int:
@@ -86,17 +101,24 @@ class Bundle:
         """Forget what the slots hold; step 0 does so too."""
         self._ledger.reset()
 
-    def step(self, k: int, /, **arrays: npt.ArrayLike) -> Array | dict[str, Array]:
+    def step(self, k: int, call: str = "", /, **arrays: npt.ArrayLike) -> Array | dict[str, Array]:
         """Run the denoiser at step `k`, from 0, with every program input in full captured shape.
+
+        Args:
+            k: the step.
+            call: "cond" or "uncond" where a step is two calls, in the order of `manifest.calls`.
+            **arrays: the inputs, by name.
 
         Returns:
             The output, or outputs by name where there are several; the caller's own.
 
         Raises:
             EngineError: if an input is missing, unknown, of another shape or kind, or not finite;
-                there is no step `k`; or a slot it reads lacks the write of an earlier step.
+                there is no such step or call; or a slot it reads lacks the write of an earlier
+                step.
         """
-        outputs = self._run(k, self._check_inputs(k, arrays))
+        self._check_step(k, call)
+        outputs = self._run(k, call, self._check_inputs(arrays))
         if len(outputs) == 1:
             return outputs[self.manifest.outputs[0].name]
         return outputs
@@ -136,41 +158,68 @@ class Bundle:
         """
         table, model_latents = self._sampler()
         scale = self._guidance_scale(guidance_scale)
-        full = condition(self.manifest, self._recorded, conditioning, negative or {})
+        full = self._conditions(conditioning, negative or {})
         shape = latents_shape(self.manifest, model_latents)
         draw = _generator(seed)
         x = _initial_latents(draw, table, shape, latents)
         given = None if noise is None else _as_float32("noise", noise, (table.steps, *shape))
         state = SamplerState(table)
+        cfg = "cond-first" if self.manifest.calls else self.manifest.cfg
         self.reset()
         for k in range(table.steps):
             with np.errstate(over="ignore", invalid="ignore"):  # checked below, with the step
                 scaled = state.model_input(k, x)
-                inputs = self._model_inputs(scaled, table.timesteps[k], full)
-                outputs = self._run(k, inputs, same_prompt=k > 0)
-                predicted = outputs[self.manifest.outputs[0].name]
+                predicted = self._predicted(k, scaled, table.timesteps[k], full)
                 check_finite(f"step {k}: the model's output", predicted)
-                guided = guide(self.manifest.cfg, predicted, scale, shape)
-                variance = learned_variance(self.manifest.cfg, predicted, shape)
+                guided = guide(cfg, predicted, scale, shape)
+                variance = learned_variance(cfg, predicted, shape)
                 x = state.advance(k, x, guided, _noise_of(k, table, draw, given, shape), variance)
             check_finite(f"step {k}: the latents", x)
             if callback is not None:
                 callback(k, table.steps, x.copy())
         return x
 
+    def _predicted(
+        self,
+        k: int,
+        latents: Latents,
+        timestep: float,
+        conditions: Mapping[str, Mapping[str, Array]],
+    ) -> Array:
+        """Return the model's output at a step; of two calls as one batch, conditional first."""
+        name, found = self.manifest.outputs[0].name, {}
+        for call in calls_of(self.manifest.cfg):
+            inputs = self._model_inputs(latents, timestep, conditions[call])
+            found[call] = self._run(k, call, inputs, same_prompt=k > 0)[name]
+        return found[""] if "" in found else np.concatenate([found["cond"], found["uncond"]])
+
     def _run(
-        self, k: int, arrays: Mapping[str, Array], *, same_prompt: bool = False
+        self, k: int, call: str, arrays: Mapping[str, Array], *, same_prompt: bool = False
     ) -> dict[str, Array]:
-        self._ledger.begin(k)
-        bucket = self.manifest.bucket_of(k)
-        given = self.feed(k, arrays, same_prompt=same_prompt)
-        outputs = self._engines[bucket.name].run({name: given[name] for name in bucket.inputs})
-        self._ledger.commit(k)
+        number = self._numbers[k, call]
+        self._ledger.begin(number)
+        inputs, engine = self._bound[number]
+        given = self._feeds[call](k, arrays, same_prompt=same_prompt)
+        outputs = engine.run({name: given[name] for name in inputs})
+        self._ledger.commit(number)
         return outputs
 
-    def _check_inputs(self, k: int, arrays: Mapping[str, npt.ArrayLike]) -> dict[str, Array]:
+    def _conditions(
+        self, given: Mapping[str, npt.ArrayLike], negative: Mapping[str, npt.ArrayLike]
+    ) -> Mapping[str, Mapping[str, Array]]:
+        """Return the conditioning of each call."""
+        if self.manifest.calls:
+            return condition_calls(self.manifest, self._recorded, given, negative)
+        return {"": condition(self.manifest, self._recorded[""], given, negative)}
+
+    def _check_step(self, k: int, call: str) -> None:
         if not isinstance(k, int | np.integer) or k not in range(self.steps):
             raise EngineError(f"there is no step {k}, expected one of 0 to {self.steps - 1}")
+        if (k, call) not in self._numbers:
+            listed = " and then ".join(repr(name) for name in calls_of(self.manifest.cfg))
+            raise EngineError(f"step {k} has no call {call!r}, expected {listed}")
+
+    def _check_inputs(self, arrays: Mapping[str, npt.ArrayLike]) -> dict[str, Array]:
         names = [info.name for info in self.manifest.inputs]
         check_names("input", arrays, names)
         for name in names:
@@ -206,7 +255,8 @@ class Bundle:
         inputs = dict(conditioning)
         for info in self.manifest.inputs:
             if info.role == "latents":
-                batch = np.concatenate([latents, latents]) if self.manifest.cfg else latents
+                whole = in_batch(self.manifest.cfg)
+                batch = np.concatenate([latents, latents]) if whole else latents
                 inputs[info.name] = np.ascontiguousarray(batch, info.dtype)
             if info.role == "timestep":
                 inputs[info.name] = np.full(info.shape, timestep, info.dtype)
@@ -225,22 +275,6 @@ def _check_target(manifest: Manifest) -> None:
             f"the bundle's target is {manifest.target!r}, and this ditc runs 'onnx'; "
             "compile with target='onnx' or give a backend"
         )
-
-
-def _read_recorded(root: Path, manifest: Manifest) -> dict[str, Array]:
-    conditions = [info for info in manifest.inputs if info.role == "condition"]
-    if not conditions:
-        return {}
-    tensors = map_tensors(root / CONDITIONING_FILE)
-    for info in conditions:
-        found = tensors.get(info.name)
-        if found is None or found.shape != info.shape or found.dtype != info.dtype:
-            kind = "nothing" if found is None else f"{found.dtype} {found.shape}"
-            raise BundleError(
-                f"{root / CONDITIONING_FILE}: holds {kind} for {info.name!r}, expected "
-                f"{info.dtype} {info.shape}; compile the bundle again"
-            )
-    return {info.name: np.array(tensors[info.name]) for info in conditions}
 
 
 def _initial_latents(

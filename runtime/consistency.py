@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from .calls import calls_of, in_batch, runs_of
 from .entries import BucketInfo
 from .errors import BundleError
 from .files import CONDITIONING_FILE, WEIGHTS_FILE
@@ -30,7 +31,7 @@ def check_manifest(manifest: "Manifest") -> None:
         _check_bucket(manifest, bucket)
     if manifest.prologue is not None:
         _check_prologue(manifest, manifest.prologue)
-    needed_writes(manifest.steps, manifest.buckets, manifest.storages)
+    _check_runs(manifest)
     _check_halves(manifest)
     if manifest.sampler is not None and manifest.sampler.steps != manifest.steps:
         raise BundleError(
@@ -63,7 +64,7 @@ def _check_unique(where: str, names: Iterable[str]) -> None:
 def _check_steps(manifest: "Manifest") -> None:
     held = Counter(step for bucket in manifest.buckets for step in bucket.steps)
     for step in range(manifest.steps):
-        if held[step] != 1:
+        if held[step] != 1 and len(calls_of(manifest.cfg)) == 1:
             raise BundleError(f"buckets: {held[step]} hold step {step}, expected exactly one")
     for step in held:
         if not 0 <= step < manifest.steps:
@@ -77,6 +78,8 @@ def _check_bucket(manifest: "Manifest", bucket: BucketInfo) -> None:
     values = [info.name for info in manifest.prologue.values] if manifest.prologue else []
     inputs = {*(info.name for info in manifest.inputs), *values}
     slots = {info.name for info in manifest.slots}
+    if len(calls_of(manifest.cfg)) > 1:  # a graph knows of no call
+        slots = {name.partition("@")[0] for name in slots}
     if not bucket.steps:
         raise BundleError(f"{where}: has no steps, expected at least one")
     for field, names, known in (
@@ -122,9 +125,19 @@ def _check_prologue(manifest: "Manifest", prologue: PrologueInfo) -> None:
         )
 
 
+def _check_runs(manifest: "Manifest") -> None:
+    runs = runs_of(manifest.cfg, manifest.steps, manifest.buckets, manifest.calls)
+    slots = {info.name for info in manifest.slots}
+    for run in runs:
+        for name in (*run.reads, *run.writes):
+            if name not in slots:
+                raise BundleError(f"{run.title}: uses slot {name!r}, which isn't among the slots")
+    needed_writes(runs, manifest.storages)
+
+
 def _check_halves(manifest: "Manifest") -> None:
     latents = manifest.input_of("latents")
-    if manifest.cfg is None or latents is None:
+    if not in_batch(manifest.cfg) or latents is None:
         return
     if not latents.shape or latents.shape[0] % 2:
         raise BundleError(

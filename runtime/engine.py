@@ -2,14 +2,14 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
 
 from .manifest import Manifest
 
-__all__ = ["Array", "Backend", "Engine"]
+__all__ = ["Array", "Backend", "Engine", "Rebindable"]
 
 Array = npt.NDArray[np.generic]
 
@@ -33,6 +33,19 @@ class Engine(Protocol):
         ...
 
 
+@runtime_checkable
+class Rebindable(Protocol):
+    """An engine whose graph can run on other slots of the bundle too, as two calls a step want."""
+
+    def bound(self, slots: Mapping[str, str]) -> Engine:
+        """Return an engine of the same graph and weights.
+
+        Args:
+            slots: for each slot that the graph names the bundle's slot it is bound to.
+        """
+        ...
+
+
 class Backend(Protocol):
     """Loads buckets for one kind of engine."""
 
@@ -40,6 +53,8 @@ class Backend(Protocol):
         self, root: Path, manifest: Manifest, weights: Mapping[str, Array]
     ) -> Mapping[str, Engine]:
         """Return an engine for every graph of the manifest, by the graph's name.
+
+        Those of buckets come bound to the slots that `manifest.slots_of` tells.
 
         Args:
             root: the bundle's folder, its files already checked.

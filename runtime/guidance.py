@@ -1,10 +1,11 @@
-"""Classifier-free guidance on a batch of two halves (Ho and Salimans 2022, arXiv 2207.12598)."""
+"""Classifier-free guidance on two halves, of a batch or of two calls (arXiv 2207.12598)."""
 
 from collections.abc import Mapping
 
 import numpy as np
 import numpy.typing as npt
 
+from .calls import in_batch
 from .engine import Array
 from .errors import EngineError
 from .inputs import as_array, check_array, check_names
@@ -13,6 +14,7 @@ from .manifest import InputInfo, Manifest
 __all__ = [
     "Latents",
     "condition",
+    "condition_calls",
     "guide",
     "join",
     "latents_shape",
@@ -26,7 +28,7 @@ Latents = npt.NDArray[np.float32]
 def latents_shape(manifest: Manifest, latents: InputInfo) -> tuple[int, ...]:
     """Return the shape of the latents a sampler sees: half the model's batch under guidance."""
     batch, *rest = latents.shape
-    return (batch // 2 if manifest.cfg else batch, *rest)
+    return (batch // 2 if in_batch(manifest.cfg) else batch, *rest)
 
 
 def join(cfg: str | None, conditional: Array, unconditional: Array) -> Array:
@@ -109,6 +111,39 @@ def condition(
         for info in manifest.inputs
         if info.role == "condition"
     }
+
+
+def condition_calls(
+    manifest: Manifest,
+    recorded: Mapping[str, Mapping[str, Array]],
+    given: Mapping[str, npt.ArrayLike],
+    negative: Mapping[str, npt.ArrayLike],
+) -> dict[str, dict[str, Array]]:
+    """Return every conditioning input of each call, from what was given and what was recorded.
+
+    Args:
+        manifest: says the inputs.
+        recorded: the conditioning of the calls that were compiled, by call.
+        given: by name, the conditional call's; the unconditional's too where both had the same.
+        negative: by name, the unconditional call's.
+
+    Raises:
+        EngineError: if a name or shape isn't expected.
+    """
+    conditions = {info.name: info for info in manifest.inputs if info.role == "condition"}
+    check_names("conditioning", given, conditions)
+    check_names("negative conditioning", negative, conditions)
+    found: dict[str, dict[str, Array]] = {"cond": {}, "uncond": {}}
+    for name, info in conditions.items():
+        cond, uncond = recorded["cond"][name], recorded["uncond"][name]
+        same = np.array_equal(cond, uncond)
+        if given.get(name) is not None:
+            cond = check_array(info, given[name])
+            uncond = cond if same else uncond
+        if name in negative:
+            uncond = check_array(info, negative[name])
+        found["cond"][name], found["uncond"][name] = cond, uncond
+    return found
 
 
 def _fill(

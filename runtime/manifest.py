@@ -6,7 +6,10 @@ which trusts nothing. `consistency.py` holds the rules that span several fields.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from functools import cached_property
 
+from .arguments import ArgumentsInfo
+from .calls import CFG_LAYOUTS, CallInfo, Run, runs_of
 from .consistency import check_manifest
 from .curve import CurveInfo
 from .entries import (
@@ -65,7 +68,8 @@ __all__ = [
 
 FORMAT = "ditc-bundle"
 VERSION = 1
-CFG_LAYOUTS = ("cond-first", "uncond-first", None)
+OPTIONAL = ("arguments", "calls")
+"""Fields that are written only where there is something to say."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +82,8 @@ class Manifest:
         precision: as "fp32".
         model: what was compiled.
         cfg: "cond-first" or "uncond-first" where the batch holds both halves of classifier-free
-            guidance, None where it doesn't.
+            guidance, "separate" or "separate-uncond-first" where each has a call of its own, None
+            without guidance.
         steps: how many steps there are, T.
         inputs: the program's inputs.
         outputs: the program's outputs; the first is what the sampler takes.
@@ -90,6 +95,8 @@ class Manifest:
             compiled with, and the plan found on; None where they are still there.
         curve: what each limit on buckets would have cost; None where none was asked for.
         prologue: what runs before the steps; None where nothing does.
+        calls: what each call of a step runs, in order; empty where a step is one call.
+        arguments: how the denoiser's own arguments become the inputs; None where nobody said.
 
     Raises:
         BundleError: if the fields contradict each other; the message names the field.
@@ -110,13 +117,27 @@ class Manifest:
     weights_sha256: str | None = None
     curve: CurveInfo | None = None
     prologue: PrologueInfo | None = None
+    calls: tuple[CallInfo, ...] = ()
+    arguments: ArgumentsInfo | None = None
 
     def __post_init__(self) -> None:
         check_manifest(self)
 
     def bucket_of(self, step: int) -> BucketInfo:
-        """Return the bucket that runs `step`, which must be one of 0 to T-1."""
-        return next(bucket for bucket in self.buckets if step in bucket.steps)
+        """Return the bucket that runs `step`, one of 0 to T-1; of its first call if it has two."""
+        name = next(run.bucket for run in self.runs if run.step == step)
+        return next(bucket for bucket in self.buckets if bucket.name == name)
+
+    @cached_property
+    def runs(self) -> tuple[Run, ...]:
+        """All runs of a generation in order: one a step, or one for each call of it."""
+        return runs_of(self.cfg, self.steps, self.buckets, self.calls)
+
+    def slots_of(self, bucket: str) -> dict[str, SlotInfo]:
+        """Return the slots of a graph's first run, if it uses any, by the names it has for them."""
+        known = {slot.name: slot for slot in self.slots}
+        used = next((run.slots for run in self.runs if run.bucket == bucket), {})
+        return {name: known[slot] for name, slot in used.items()}
 
     @property
     def graphs(self) -> tuple[BucketInfo | PartInfo, ...]:
@@ -168,7 +189,16 @@ class Manifest:
             "weights_sha256": self.weights_sha256,
             "curve": None if self.curve is None else self.curve.to_json(),
             "prologue": None if self.prologue is None else self.prologue.to_json(),
+            **self._optional(),
         }
+
+    def _optional(self) -> dict[str, JsonValue]:
+        found: dict[str, JsonValue] = {}
+        if self.calls:
+            found["calls"] = [call.to_json() for call in self.calls]
+        if self.arguments is not None:
+            found["arguments"] = self.arguments.to_json()
+        return found
 
     @classmethod
     def from_json(cls, text: str) -> "Manifest":
@@ -179,7 +209,8 @@ class Manifest:
                 since it was written, or at odds with itself. The message names the field.
         """
         value = _read_version(load_json(text, MANIFEST_FILE))
-        names = [field.name for field in fields(cls)]
+        given = {field.name for field in fields(cls)} - (set(OPTIONAL) - set(value))
+        names = [field.name for field in fields(cls) if field.name in given]
         found = read_object(value, MANIFEST_FILE, ["format", "version", "digest", *names])
         body = {key: item for key, item in value.items() if key != "digest"}
         if found["digest"] != digest_of(body):
@@ -214,6 +245,10 @@ class Manifest:
                 None
                 if found["prologue"] is None
                 else PrologueInfo.from_json(found["prologue"], "prologue")
+            ),
+            calls=read_list(found.get("calls", []), "calls", CallInfo.from_json),
+            arguments=(
+                ArgumentsInfo.from_json(found["arguments"]) if "arguments" in found else None
             ),
         )
 

@@ -41,6 +41,11 @@ class NullEngine:
     outputs: tuple[OutputInfo, ...]
     backend: NullBackend
 
+    def bound(self, slots: Mapping[str, str]) -> "NullEngine":
+        """Return itself: it has no slots."""
+        del slots
+        return self
+
     def run(self, arrays: Mapping[str, Array]) -> dict[str, Array]:
         """Note the inputs and return zeros."""
         self.backend.calls.append((self.bucket, {name: a.copy() for name, a in arrays.items()}))

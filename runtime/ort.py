@@ -17,7 +17,7 @@ import numpy as np
 from .engine import Array
 from .errors import BundleError, EngineError
 from .files import WEIGHTS_FILE
-from .manifest import BucketInfo, Manifest, PartInfo
+from .manifest import BucketInfo, Manifest, PartInfo, SlotInfo
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession, OrtValue, SessionOptions
@@ -78,7 +78,14 @@ class OrtBackend:
         }
         slots = _allocate_slots(ort, manifest, DEVICES.get(self.providers[0], "cpu"))
         return {
-            bucket.name: OrtEngine(manifest, bucket, sessions[bucket.name], slots, values)
+            bucket.name: OrtEngine(
+                manifest,
+                bucket,
+                sessions[bucket.name],
+                slots,
+                values,
+                manifest.slots_of(bucket.name),
+            )
             for bucket in manifest.graphs
         }
 
@@ -140,15 +147,16 @@ class OrtEngine:
         session: "InferenceSession",
         storages: Mapping[int, "OrtValue"],
         weights: Mapping[str, "OrtValue"],
+        slots: Mapping[str, SlotInfo],
     ) -> None:
         _check_interface(manifest, bucket, session)
         self._weights = weights  # the session refers to their memory without owning it
+        self._manifest = manifest
         self.storages = storages
         self._bucket = bucket
         self._outputs = manifest.outputs_of(bucket)
         self._session = session
         self._binding = session.io_binding()
-        slots = {slot.name: slot for slot in manifest.slots}
         for name, bind in (
             *((name, self._binding.bind_input) for name in bucket.reads),
             *((name, self._binding.bind_output) for name in bucket.writes),
@@ -156,6 +164,13 @@ class OrtEngine:
             slot, memory = slots[name], storages[slots[name].storage]
             device = memory.device_name()
             bind(name, device, 0, np.dtype(slot.dtype), slot.shape, memory.data_ptr())
+
+    def bound(self, slots: Mapping[str, str]) -> "OrtEngine":
+        """Return an engine of the same session on other slots; see `Rebindable.bound`."""
+        known = {slot.name: slot for slot in self._manifest.slots}
+        named = {name: known[slot] for name, slot in slots.items()}
+        held = (self._session, self.storages, self._weights)
+        return OrtEngine(self._manifest, self._bucket, *held, named)
 
     def run(self, arrays: Mapping[str, Array]) -> dict[str, Array]:
         """Run one step on the caller's own input and output memory; see `Engine.run`."""

@@ -4,6 +4,7 @@ import argparse
 import json
 import sys
 import time
+from collections import Counter
 from dataclasses import asdict
 
 from ditc.runtime import Bundle
@@ -21,9 +22,8 @@ def bench(options: argparse.Namespace) -> None:
     with progress("bench", 1) as advance:
         timings = time_buckets(bundle, options.rounds)
         advance()
-    whole = sum(
-        timings[bucket.name].median_ms * len(bucket.steps) for bucket in bundle.manifest.buckets
-    )
+    counts = Counter(run.bucket for run in bundle.manifest.runs)
+    whole = sum(timings[name].median_ms * count for name, count in counts.items())
     if options.json:
         record = {
             "buckets": {name: asdict(found) for name, found in timings.items()},
@@ -31,12 +31,12 @@ def bench(options: argparse.Namespace) -> None:
         }
         sys.stdout.write(json.dumps(record) + "\n")
         return
-    sys.stdout.write("bucket   steps   median ms   quartiles ms\n")
+    sys.stdout.write("bucket    runs   median ms   quartiles ms\n")
     for bucket in bundle.manifest.buckets:
         found = timings[bucket.name]
         spread = f"{found.low_ms:.2f} … {found.high_ms:.2f}"
         sys.stdout.write(
-            f"{bucket.name:<8} {len(bucket.steps):>5}   {found.median_ms:>9.2f}   {spread}\n"
+            f"{bucket.name:<8} {counts[bucket.name]:>5}   {found.median_ms:>9.2f}   {spread}\n"
         )
     sys.stdout.write(f"a generation of {bundle.steps} steps: {whole:.1f} ms in engines\n")
 
@@ -48,11 +48,10 @@ def time_buckets(bundle: Bundle, rounds: int) -> dict[str, Timing]:
     """
     inputs = [example_inputs(bundle.manifest, step) for step in range(bundle.steps)]
     taken: dict[str, list[float]] = {bucket.name: [] for bucket in bundle.manifest.buckets}
-    owner = {step: bucket.name for bucket in bundle.manifest.buckets for step in bucket.steps}
     for number in range(rounds + 1):
-        for step in range(bundle.steps):
+        for run in bundle.manifest.runs:
             started = time.perf_counter()
-            bundle.step(step, **inputs[step])
+            bundle.step(run.step, run.call, **inputs[run.step])
             if number:
-                taken[owner[step]].append((time.perf_counter() - started) * 1e3)
+                taken[run.bucket].append((time.perf_counter() - started) * 1e3)
     return {name: timing(values) for name, values in taken.items()}

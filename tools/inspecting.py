@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ditc.passes import Plan, plan_schema
+from ditc.runtime.calls import calls_of
 from ditc.runtime.errors import DitcError
 from ditc.runtime.files import read_text
 from ditc.runtime.manifest import MANIFEST_FILE, WEIGHTS_FILE, Manifest
@@ -90,8 +91,11 @@ def _bundle_lines(path: Path, manifest: Manifest) -> Iterator[str]:
 
         yield from _curve(Curve(manifest.curve.costs, manifest.curve.full), len(manifest.buckets))
         yield ""
-    owner = {step: bucket.methods for bucket in manifest.buckets for step in bucket.steps}
-    yield from _grid([owner[step] for step in range(manifest.steps)])
+    methods = {bucket.name: bucket.methods for bucket in manifest.buckets}
+    for call in calls_of(manifest.cfg):
+        if call:
+            yield f"the {call}itional call:"
+        yield from _grid([methods[run.bucket] for run in manifest.runs if run.call == call])
 
 
 def _prologue(manifest: Manifest) -> Iterator[str]:

@@ -131,10 +131,22 @@ def _of_bundle(path: Path) -> Facts:
     _check_size(path, manifest.steps, len(sites))
     owners = [manifest.bucket_of(step) for step in range(manifest.steps)]
     rows = tuple(tuple(owner.methods[site] for site in sites) for owner in owners)
-    totals = tuple(owner.multiply_adds for owner in owners)
+    if plan is not None and manifest.calls:  # each call's graph shows a part of the method only
+        rows = tuple(
+            tuple(str(plan.method(step, site)) for site in sites) for step in range(manifest.steps)
+        )
+    each = {bucket.name: bucket.multiply_adds for bucket in manifest.buckets}
+    spent = [0] * manifest.steps
+    for run in manifest.runs:
+        spent[run.step] += each[run.bucket]
+    totals = tuple(spent)
     costs, searched, absent = None, None, missing
     if plan is not None:
-        residuals = {slot.name: slot.site for slot in manifest.slots if slot.kind == "residual"}
+        residuals = {
+            slot.name.partition("@")[0]: slot.site
+            for slot in manifest.slots
+            if slot.kind == "residual"
+        }
         kept = [
             frozenset(residuals[name] for name in owner.writes if name in residuals)
             for owner in owners

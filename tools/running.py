@@ -10,7 +10,9 @@ import numpy as np
 import numpy.typing as npt
 
 from ditc.runtime import Bundle
+from ditc.runtime.calls import calls_of
 from ditc.runtime.errors import DitcError, EngineError
+from ditc.runtime.guidance import latents_shape
 from ditc.runtime.manifest import Manifest
 
 from .images import check_pictures, save_images
@@ -62,8 +64,7 @@ def _check_makes_pictures(manifest: Manifest) -> None:
     """Refuse a bundle whose latents are no pictures, before it works for nothing."""
     latents = manifest.input_of("latents")
     if latents is not None:
-        batch, *sizes = latents.shape
-        check_pictures((batch // 2 if manifest.cfg else batch, *sizes))
+        check_pictures(latents_shape(manifest, latents))
 
 
 def verify(options: argparse.Namespace) -> None:
@@ -76,7 +77,8 @@ def verify(options: argparse.Namespace) -> None:
     with progress("run every step", bundle.steps) as advance:
         for step in range(bundle.steps):
             inputs = example_inputs(bundle.manifest, step)
-            _check_finite(step, bundle.step(step, **inputs))
+            for call in calls_of(bundle.manifest.cfg):
+                _check_finite(step, bundle.step(step, call, **inputs))
             advance()
     manifest = bundle.manifest
     total = sum(record.bytes for record in manifest.files.values())

@@ -1,0 +1,86 @@
+"""How a denoiser's arguments become a bundle's inputs, for who stands in the denoiser's place."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from .errors import BundleError
+from .fields import (
+    JsonValue,
+    read_list,
+    read_mapping,
+    read_name,
+    read_object,
+    read_sha256,
+    read_string,
+)
+
+__all__ = ["ArgumentsInfo", "Constant", "digest_of_array"]
+
+Constant = None | bool | int | float | str
+
+
+def digest_of_array(array: npt.NDArray[np.generic]) -> str:
+    """Return the SHA-256 over an array's shape and values, whatever its dtype."""
+    values = np.ascontiguousarray(array, np.float64)
+    return hashlib.sha256(json.dumps(list(array.shape)).encode() + values.tobytes()).hexdigest()
+
+
+@dataclass(frozen=True)
+class ArgumentsInfo:
+    """What a denoiser's call becomes: tensors are inputs, all else is as it was captured.
+
+    Attributes:
+        paths: for each input its path in the call's keyword arguments, dotted.
+        constants: arguments that are no tensors, by path; those of other kinds aren't told.
+        digests: tensors whose values decided what was captured, by path.
+        stacked: arguments that are lists of samples and one tensor as an input.
+        scheduler: class name of the scheduler that the plan was found with, None for any.
+    """
+
+    paths: Mapping[str, str]
+    constants: Mapping[str, Constant]
+    digests: Mapping[str, str]
+    stacked: tuple[str, ...]
+    scheduler: str | None
+
+    def to_json(self) -> dict[str, JsonValue]:
+        """Return the JSON object."""
+        return {
+            "paths": dict(self.paths),
+            "constants": dict(self.constants),
+            "digests": dict(self.digests),
+            "stacked": list(self.stacked),
+            "scheduler": self.scheduler,
+        }
+
+    @classmethod
+    def from_json(cls, value: object) -> "ArgumentsInfo":
+        """Return what `to_json` wrote, or raise BundleError."""
+        names = ("paths", "constants", "digests", "stacked", "scheduler")
+        found = read_object(value, "arguments", names)
+        maps = {name: read_mapping(found[name], f"arguments.{name}") for name in names[:3]}
+        scheduler = found["scheduler"]
+        return cls(
+            {name: read_name(path, "arguments.paths") for name, path in maps["paths"].items()},
+            {path: _constant(item, path) for path, item in maps["constants"].items()},
+            {
+                path: read_sha256(item, "arguments.digests")
+                for path, item in maps["digests"].items()
+            },
+            read_list(found["stacked"], "arguments.stacked", read_name),
+            None if scheduler is None else read_string(scheduler, "arguments.scheduler"),
+        )
+
+
+def _constant(value: object, path: str) -> Constant:
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    raise BundleError(
+        f"arguments.constants.{path}: expected a number, text or null, found a "
+        f"{type(value).__name__}"
+    )
