@@ -1,4 +1,4 @@
-"""The engine cache: lowered graphs by content, shared by all builds of a user.
+"""The engine cache: lowered graphs and engines by content, shared by all builds of a user.
 
 A key is a digest of all that a graph is made from: the program, what the bucket does to it, the
 target, the code of this compiler and of those it calls. A file is written beside its place and
@@ -10,23 +10,28 @@ import hashlib
 import os
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import TypeVar
 
 from ditc import passes
 from ditc.runtime.errors import LoweringError
 
+from . import engine_file
+from .engine_file import EngineFile
 from .lowered import Lowered, pack, unpack
 
 __all__ = ["EngineCache", "default_cache", "key_of"]
 
 TOOLS = ("torch", "onnx", "onnx-ir", "onnxscript")
-SUFFIX = ".lowered"
+GRAPH, ENGINE = ".lowered", ".engine"
+"""Ends of the names of files that hold a lowered graph, and a built engine."""
 STALE_SECONDS = 3600.0
 LARGEST_BYTES = 2**31
+Kept = TypeVar("Kept")
 
 
 def default_cache() -> Path:
@@ -55,7 +60,7 @@ def compiler_digest() -> str:
 
 
 class EngineCache:
-    """Lowered graphs on disk.
+    """Lowered graphs and engines on disk.
 
     Args:
         folder: where; made if it isn't there.
@@ -74,7 +79,24 @@ class EngineCache:
 
     def get(self, key: str) -> Lowered | None:
         """Return the graph of that key; None if it isn't there, or damaged: then it is removed."""
-        path = self._path(key)
+        return self._read(key, GRAPH, unpack)
+
+    def put(self, key: str, lowered: Lowered) -> None:
+        """Keep a graph under a key: whole, or not at all."""
+        self._write(key, GRAPH, pack(lowered))
+
+    def get_engine(self, key: str) -> EngineFile | None:
+        """Return the engine of that key; None if it isn't there, or damaged: then it is removed."""
+        return self._read(key, ENGINE, engine_file.unpack)
+
+    def put_engine(self, key: str, engine: EngineFile) -> None:
+        """Keep an engine under a key: whole, or not at all."""
+        self._write(key, ENGINE, engine_file.pack(engine))
+
+    def _read(
+        self, key: str, suffix: str, opened: Callable[[bytes, str], Kept | None]
+    ) -> Kept | None:
+        path = self.folder / f"{key}{suffix}"
         try:
             raw = path.read_bytes()
             os.utime(path)  # the least recently used goes first
@@ -82,27 +104,23 @@ class EngineCache:
             return None
         except OSError as error:
             raise self._failed(error) from error
-        found = unpack(raw, str(path))
+        found = opened(raw, str(path))
         if found is None:
             path.unlink(missing_ok=True)
         return found
 
-    def put(self, key: str, lowered: Lowered) -> None:
-        """Keep a graph under a key: whole, or not at all."""
+    def _write(self, key: str, suffix: str, content: bytes) -> None:
         try:
             handle, name = tempfile.mkstemp(prefix=".", suffix=".part", dir=self.folder)
             try:
                 with os.fdopen(handle, "wb") as file:
-                    file.write(pack(lowered))
-                Path(name).replace(self._path(key))
+                    file.write(content)
+                Path(name).replace(self.folder / f"{key}{suffix}")
             except BaseException:
                 Path(name).unlink(missing_ok=True)
                 raise
         except OSError as error:
             raise self._failed(error) from error
-
-    def _path(self, key: str) -> Path:
-        return self.folder / f"{key}{SUFFIX}"
 
     def _sweep(self) -> None:
         """Remove what killed builds left, and the least recently used beyond 2 GiB."""
@@ -112,7 +130,9 @@ class EngineCache:
                 if now - path.stat().st_mtime > STALE_SECONDS:
                     path.unlink()
         kept = 0
-        for path, size in _newest_first(list(self.folder.glob(f"*{SUFFIX}"))):
+        for path, size in _newest_first(
+            [path for suffix in (GRAPH, ENGINE) for path in self.folder.glob(f"*{suffix}")]
+        ):
             kept += size
             if kept > LARGEST_BYTES:
                 path.unlink(missing_ok=True)

@@ -21,6 +21,7 @@ from ditc.runtime.manifest import (
     WEIGHTS_FILE,
     BucketInfo,
     CurveInfo,
+    EngineInfo,
     InputInfo,
     Manifest,
     ModelInfo,
@@ -29,20 +30,25 @@ from ditc.runtime.manifest import (
 )
 from ditc.runtime.recorded import recorded_name
 from ditc.runtime.sampler import SamplerTable
-from ditc.runtime.targets import PRECISIONS, TARGETS
+from ditc.runtime.targets import PRECISIONS, WEIGHTS_MODES, parse_target
 
 from .building import Job, build, usable_cores
 from .bundle import records, staged
 from .cache import EngineCache, default_cache, key_of
 from .calling import arguments_info, calls_info
+from .engines import ENGINE, write_engines
 from .lowered import Lowered
 from .onnx import lower, save
 from .parts import part_jobs, prologue_info
 from .sampler import sampler_table
+from .tensorrt import find_library
 from .variants import write_sources
 from .weights import entries, merge, write_store
 
 __all__ = ["compile"]
+
+GRAPH = ".onnx"
+"""How the name of a graph's file ends."""
 
 
 def compile(  # noqa: A001 (the contract's name)
@@ -57,6 +63,7 @@ def compile(  # noqa: A001 (the contract's name)
     jobs: int | None = None,
     log: Callable[[str], object] | None = None,
     prologue: bool = True,
+    weights: str = "inputs",
 ) -> Path:
     """Lower every bucket of a schedule and write the bundle.
 
@@ -64,7 +71,8 @@ def compile(  # noqa: A001 (the contract's name)
         sched: what to compile.
         out_dir: the bundle's folder; a bundle that lies there is replaced once the new one is
             complete.
-        target: `onnx`.
+        target: `onnx`; `tensorrt-rtx:sm89,sm120` for engines for GPUs of these compute
+            capabilities, built without one; `tensorrt` for the GPU at hand.
         precision: `fp32`.
         sampler: a diffusers scheduler whose coefficients go into the bundle, so that it can
             generate; None for a bundle that is only stepped.
@@ -72,16 +80,20 @@ def compile(  # noqa: A001 (the contract's name)
         cache: folder that keeps graphs, so that only what changed is built again, and a build
             that was killed goes on where it was; `~/.cache/ditc` if None.
         jobs: graphs to build at once, each in a process; as many as there are cores if None.
-        log: told, a line each, which graphs were built and which were found in the cache.
+        log: told, a line each, which graphs were built and which were found in the cache; of
+            engines also how long they took and which sites have no dedicated kernel.
         prologue: whether what doesn't depend on the latents leaves the steps, as far as it is
             worth what is kept for it.
+        weights: `inputs` for engines that take their weights from the bundle's one store; `baked`
+            for engines that hold them, a model's weights each.
 
     Returns:
         The bundle's folder.
 
     Raises:
-        LoweringError: if it is no schedule, target or precision are unknown, the model isn't of
-            that precision, a graph can't be expressed, or the scheduler isn't linear.
+        LoweringError: if it is no schedule, target or precision are unknown, the target's library
+            isn't there or doesn't build for a GPU that it names, the model isn't of that
+            precision, a graph can't be expressed, or the scheduler isn't linear.
         PlanError: if the plan was found with another scheduler.
         PassError: if a method of the plan can't be applied.
         BundleError: if the bundle can't be written there. Nothing half-written is left.
@@ -89,7 +101,9 @@ def compile(  # noqa: A001 (the contract's name)
     _check_schedule(sched)
     if jobs is not None and jobs < 1:
         raise LoweringError(f"jobs is {jobs}, expected at least 1")
-    _check_choice("target", target, TARGETS)
+    wanted = parse_target(target)
+    _check_choice("weights", weights, WEIGHTS_MODES)
+    library = None if wanted.library is None else find_library(wanted)
     _check_choice("precision", precision, PRECISIONS)
     _check_dtypes(sched.program, precision)
     _check_scheduler(sched.plan, sampler)
@@ -100,26 +114,38 @@ def compile(  # noqa: A001 (the contract's name)
     if prologue:
         sched = sched.on(split_prologue(sched.program, sched.steps))
     place = Path(out_dir)
+    kept = EngineCache(default_cache() if cache is None else Path(cache))
+    workers = jobs or usable_cores()
     with staged(place) as folder:
-        lowered = _lowered(
-            sched,
-            EngineCache(default_cache() if cache is None else Path(cache)),
-            jobs or usable_cores(),
-            _teller(progress, log, {bucket.name for bucket in sched.buckets}),
-        )
+        told = _teller(progress, log, {bucket.name for bucket in sched.buckets})
+        lowered = _lowered(sched, kept, workers, told)
         owner = {bucket.name: bucket.program for bucket in sched.buckets}
         parts = (entries(graph, owner.get(name, sched.program)) for name, graph in lowered.items())
         store = write_store(merge(parts), folder / WEIGHTS_FILE)
         if sched.program.weights is not None:
             sched.program.weights.check()
         write_sources(folder / SOURCES_FILE, sched.program, lowered.values())
-        for name, graph in lowered.items():
-            save(graph, folder / _file(name), WEIGHTS_FILE, store.places)
+        engine = None
+        if library is None:
+            for name, graph in lowered.items():
+                save(graph, folder / _file(engine, name), WEIGHTS_FILE, store.places)
+        else:
+            engine = write_engines(
+                folder,
+                library,
+                lowered,
+                store.places,
+                kept,
+                workers,
+                weights,
+                log or _ignore,
+                progress or _ignore,
+            )
         sched.plan.save(folder / PLAN_FILE)
         save_file(_conditioning(sched.program), folder / CONDITIONING_FILE)
         manifest = Manifest(
             ditc=version("ditc"),
-            target=target,
+            target=wanted.name,
             precision=precision,
             model=_model(sched.program),
             cfg=sched.program.cfg,
@@ -127,13 +153,18 @@ def compile(  # noqa: A001 (the contract's name)
             inputs=_inputs(sched.program),
             outputs=_outputs(sched.program),
             slots=tuple(_slot(slot, sched.storages[slot.name]) for slot in sched.slots),
-            buckets=tuple(_bucket(bucket, lowered[bucket.name]) for bucket in sched.buckets),
+            buckets=tuple(
+                _bucket(bucket, lowered[bucket.name], engine) for bucket in sched.buckets
+            ),
             sampler=table,
             files=records(folder, {WEIGHTS_FILE: store.file}),
             curve=None if sched.curve is None else CurveInfo(sched.curve.costs, sched.curve.full),
-            prologue=prologue_info(sched.program, lowered, _file),
             calls=calls_info(sched),
             arguments=arguments_info(sched),
+            prologue=prologue_info(
+                sched.program, lowered, partial(_file, engine), baked=_is_baked(engine)
+            ),
+            engine=engine,
         )
         (folder / MANIFEST_FILE).write_text(manifest.to_json(), encoding="utf-8")
     return place
@@ -250,8 +281,15 @@ def _teller(
     return done
 
 
-def _file(graph: str) -> str:
-    return f"{graph}.onnx"
+def _is_baked(engine: EngineInfo | None) -> bool:
+    return engine is not None and engine.weights == "baked"
+
+
+def _file(engine: EngineInfo | None, graph: str) -> str:
+    return f"{graph}{GRAPH if engine is None else ENGINE}"
+
+
+def _ignore(*_: object) -> None: ...
 
 
 def _dtype(dtype: torch.dtype) -> str:
@@ -281,17 +319,17 @@ def _slot(slot: Slot, storage: int) -> SlotInfo:
     return SlotInfo(slot.name, slot.site, slot.kind, slot.shape, _dtype(slot.dtype), storage)
 
 
-def _bucket(bucket: Bucket, lowered: Lowered) -> BucketInfo:
+def _bucket(bucket: Bucket, lowered: Lowered, engine: EngineInfo | None) -> BucketInfo:
     return BucketInfo(
         name=bucket.name,
-        graph=_file(bucket.name),
+        graph=_file(engine, bucket.name),
         steps=bucket.steps,
         inputs=bucket.program.arguments,
         reads=lowered.inputs[len(bucket.program.arguments) :],
         writes=lowered.outputs[len(bucket.program.outputs) :],
         methods={name: str(method) for name, method in bucket.methods.items()},
         multiply_adds=lowered.multiply_adds,
-        weights=lowered.names,
+        weights=() if _is_baked(engine) else lowered.names,
     )
 
 

@@ -23,6 +23,7 @@ from ditc.passes.window_nodes import WINDOWED, Windowed, read_windowed
 from .arrow_blocks import blocked_arrow_attention
 from .blocks import blocked_window_attention
 from .fold_constants import add_constant
+from .site_names import SITE
 from .tile_blocks import blocked_tile_attention
 
 __all__ = ["LowerWindows"]
@@ -113,6 +114,8 @@ def _inline(graph: fx.Graph, node: fx.Node, body: fx.GraphModule) -> None:
             elif inner.op == "call_function":
                 mapping[inner] = graph.node_copy(inner, mapping.__getitem__)
                 infer([mapping[inner]])
+                if SITE in node.meta:
+                    mapping[inner].meta[SITE] = node.meta[SITE]
     (result,) = flat_outputs(body.graph)
     node.replace_all_uses_with(mapping[result])
     graph.erase_node(node)

@@ -26,6 +26,7 @@ from .expand_masks import ExpandMasks
 from .fold_constants import FoldConstants
 from .lower_windows import LowerWindows
 from .lowered import Lowered, Source
+from .site_names import mark_sites, name_attentions, sites_of
 from .tensors import constant_name
 from .transpose_weights import TransposeWeights
 
@@ -81,12 +82,14 @@ def lower_graph(
         LoweringError: if an operator has no ONNX counterpart.
     """
     module = copy_module(graph_module)
+    mark_sites(module.graph, program)
     run(PIPELINE, module)
     weights = _lift(module, program)
     model = _translate(where, module)
     constants = _constants(model)
     used = _refer(model, weights, inputs, outputs)
     _rename(model, inputs, outputs)
+    name_attentions(model, sites_of(module.graph))
     _strip(model)
     return Lowered(
         graph=onnx_ir.to_proto(model).SerializeToString(deterministic=True),

@@ -30,7 +30,10 @@ def part_jobs(program: Program, precision: str) -> list[Job]:
 
 
 def prologue_info(
-    program: Program, lowered: Mapping[str, Lowered], file_of: Callable[[str], str]
+    program: Program,
+    lowered: Mapping[str, Lowered],
+    file_of: Callable[[str], str],
+    baked: bool = False,
 ) -> PrologueInfo | None:
     """Return what the manifest says of a program's prologue, None if it has none.
 
@@ -38,6 +41,7 @@ def prologue_info(
         program: whose prologue it is.
         lowered: graphs by name.
         file_of: name of the file that holds the graph of a name.
+        baked: whether graphs hold their weights.
     """
     if program.prologue is None:
         return None
@@ -50,7 +54,7 @@ def prologue_info(
                 OutputInfo(value.name, value.shape, _dtype(value.dtype)) for value in part.values
             ),
             multiply_adds=lowered[name].multiply_adds,
-            weights=lowered[name].names,
+            weights=() if baked else lowered[name].names,
         )
         for name, part in _parts(program).items()
     }

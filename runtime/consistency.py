@@ -11,6 +11,7 @@ from .errors import BundleError
 from .files import CONDITIONING_FILE, WEIGHTS_FILE
 from .prologue import PrologueInfo
 from .slots import needed_writes
+from .targets import LIBRARIES
 
 if TYPE_CHECKING:
     from .manifest import Manifest
@@ -23,7 +24,8 @@ def check_manifest(manifest: "Manifest") -> None:
 
     Raises:
         BundleError: if names repeat or are unknown, a step is in no bucket or several, a read has
-            no earlier write, the batch has no halves, or a file that must be there isn't listed.
+            no earlier write, the batch has no halves, a file that must be there isn't listed, or
+            the engines are another target's.
     """
     _check_names(manifest)
     _check_steps(manifest)
@@ -38,6 +40,7 @@ def check_manifest(manifest: "Manifest") -> None:
             f"sampler: has {manifest.sampler.steps} steps, expected the bundle's {manifest.steps}"
         )
     _check_listed(manifest)
+    _check_engine(manifest)
 
 
 def _check_names(manifest: "Manifest") -> None:
@@ -155,3 +158,13 @@ def _check_listed(manifest: "Manifest") -> None:
     for path in expected:
         if path not in manifest.files:
             raise BundleError(f"files: {path!r} is missing, compile the bundle again")
+
+
+def _check_engine(manifest: "Manifest") -> None:
+    found = None if manifest.engine is None else manifest.engine.library
+    expected = LIBRARIES.get(manifest.target)
+    if found != expected and manifest.target in ("onnx", *LIBRARIES):
+        raise BundleError(
+            f"engine: is {found or 'missing'}, expected {expected or 'none'} for the target "
+            f"{manifest.target!r}; compile the bundle again"
+        )

@@ -12,6 +12,7 @@ from .arguments import ArgumentsInfo
 from .calls import CFG_LAYOUTS, CallInfo, Run, runs_of
 from .consistency import check_manifest
 from .curve import CurveInfo
+from .engine_info import EngineInfo
 from .entries import (
     MAX_COUNT,
     MAX_STEPS,
@@ -56,6 +57,7 @@ __all__ = [
     "WEIGHTS_FILE",
     "BucketInfo",
     "CurveInfo",
+    "EngineInfo",
     "FileInfo",
     "InputInfo",
     "Manifest",
@@ -68,7 +70,7 @@ __all__ = [
 
 FORMAT = "ditc-bundle"
 VERSION = 1
-OPTIONAL = ("arguments", "calls")
+OPTIONAL = ("arguments", "calls", "engine")
 """Fields that are written only where there is something to say."""
 
 
@@ -97,6 +99,7 @@ class Manifest:
         prologue: what runs before the steps; None where nothing does.
         calls: what each call of a step runs, in order; empty where a step is one call.
         arguments: how the denoiser's own arguments become the inputs; None where nobody said.
+        engine: what built the buckets' engines; None where they are ONNX graphs.
 
     Raises:
         BundleError: if the fields contradict each other; the message names the field.
@@ -119,6 +122,7 @@ class Manifest:
     prologue: PrologueInfo | None = None
     calls: tuple[CallInfo, ...] = ()
     arguments: ArgumentsInfo | None = None
+    engine: EngineInfo | None = None
 
     def __post_init__(self) -> None:
         check_manifest(self)
@@ -198,6 +202,8 @@ class Manifest:
             found["calls"] = [call.to_json() for call in self.calls]
         if self.arguments is not None:
             found["arguments"] = self.arguments.to_json()
+        if self.engine is not None:
+            found["engine"] = self.engine.to_json()
         return found
 
     @classmethod
@@ -250,6 +256,7 @@ class Manifest:
             arguments=(
                 ArgumentsInfo.from_json(found["arguments"]) if "arguments" in found else None
             ),
+            engine=EngineInfo.from_json(found["engine"], "engine") if "engine" in found else None,
         )
 
 

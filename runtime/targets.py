@@ -1,6 +1,62 @@
 """What models are lowered to by this version, and in which precision."""
 
-__all__ = ["PRECISIONS", "TARGETS"]
+import re
+from dataclasses import dataclass
 
-TARGETS = ("onnx",)
+from .errors import LoweringError
+
+__all__ = ["LIBRARIES", "PRECISIONS", "TARGETS", "WEIGHTS_MODES", "Target", "parse_target"]
+
+TARGETS = ("onnx", "tensorrt-rtx", "tensorrt")
 PRECISIONS = ("fp32",)
+LIBRARIES = {"tensorrt-rtx": "tensorrt_rtx", "tensorrt": "tensorrt"}
+"""The Python module that builds and runs the engines of a target."""
+WEIGHTS_MODES = ("inputs", "baked")
+"""Whether an engine takes its weights as inputs, or holds them."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """What buckets are lowered to.
+
+    Attributes:
+        name: one of `TARGETS`.
+        capabilities: compute capabilities of the GPUs to build for, as `sm89`, ascending; empty
+            where the target has none, or builds for the GPU at hand.
+    """
+
+    name: str
+    capabilities: tuple[str, ...] = ()
+
+    @property
+    def library(self) -> str | None:
+        """The Python module of its engines, None for graphs that ONNX Runtime takes."""
+        return LIBRARIES.get(self.name)
+
+    def __str__(self) -> str:
+        listed = ",".join(self.capabilities)
+        return f"{self.name}:{listed}" if listed else self.name
+
+
+def parse_target(text: str) -> Target:
+    """Return the target that a text names, as `tensorrt-rtx:sm89,sm120`.
+
+    Raises:
+        LoweringError: if there is no such target, or what follows the colon is no list of GPUs.
+    """
+    name, colon, listed = text.partition(":")
+    if name not in TARGETS:
+        raise LoweringError(f"target {text!r} is not known: expected {' or '.join(TARGETS)}")
+    if not colon:
+        return Target(name)
+    if name != "tensorrt-rtx":
+        raise LoweringError(
+            f"target {text!r}: {name} takes no list of GPUs, only tensorrt-rtx does; give {name!r}"
+        )
+    found = listed.split(",")
+    for entry in found:
+        if not re.fullmatch(r"sm[1-9][0-9]{1,2}", entry):
+            raise LoweringError(
+                f"target {text!r}: {entry!r} is no compute capability, expected as sm89 or sm120"
+            )
+    return Target(name, tuple(sorted(set(found), key=lambda entry: int(entry[2:]))))

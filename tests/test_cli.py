@@ -65,7 +65,8 @@ def test_usage_errors(capsys: Capture) -> None:
     assert "required: --plan" in misused(capsys, "compile", "demo", "-o", "x")
     assert "0 is not at least 1" in misused(capsys, "bench", "x", "--rounds", "0")
     compiling = ("compile", "no/such/model", "--plan", "p", "-o", "x")
-    assert "invalid choice: 'coreml'" in misused(capsys, *compiling, "--target", "coreml")
+    assert "target 'coreml' is not known" in misused(capsys, *compiling, "--target", "coreml")
+    assert "invalid choice: 'both'" in misused(capsys, *compiling, "--weights", "both")
     assert "invalid choice: 'fp8'" in misused(capsys, *compiling, "--precision", "fp8")
     assert "argument --seed: " in misused(capsys, "run", "x", "-o", "y", "--seed", "z")
 

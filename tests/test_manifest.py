@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
 from ditc.runtime.curve import CurveInfo
+from ditc.runtime.engine_info import EngineInfo
 from ditc.runtime.errors import BundleError
 from ditc.runtime.fields import canonical_json, digest_of
 from ditc.runtime.files import check_files, check_relative, read_text
@@ -50,6 +52,50 @@ def test_manifest_round_trip() -> None:
         text = manifest.to_json()
         assert Manifest.from_json(text) == manifest
         assert Manifest.from_json(text).to_json() == text
+
+
+ENGINE = EngineInfo("tensorrt_rtx", "1.7.1", ("sm89", "sm120"), "inputs", {"a": "no kernel"})
+
+
+def engined() -> Manifest:
+    return replace(make_manifest(), target="tensorrt-rtx", engine=ENGINE)
+
+
+def test_engines_round_trip_and_others_have_none() -> None:
+    assert Manifest.from_json(engined().to_json()) == engined()
+    assert '"engine"' not in make_manifest().to_json()
+
+
+@pytest.mark.parametrize(
+    ("found", "target", "message"),
+    [
+        (ENGINE, "onnx", "engine: is tensorrt_rtx, expected none for the target 'onnx'"),
+        (None, "tensorrt-rtx", "engine: is missing, expected tensorrt_rtx for the target"),
+        (ENGINE, "tensorrt", "engine: is tensorrt_rtx, expected tensorrt for the target"),
+    ],
+)
+def test_engines_of_another_target(found: EngineInfo | None, target: str, message: str) -> None:
+    with pytest.raises(BundleError, match=re.escape(message)):
+        replace(make_manifest(), target=target, engine=found)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("library", "coreml", "engine.library: is 'coreml', expected one of 'tensorrt', 'tensor"),
+        ("weights", "both", "engine.weights: is 'both', expected one of 'inputs', 'baked'"),
+        ("capabilities", ["sm89", ""], "engine.capabilities[1]: is empty, expected a name"),
+        ("version", None, "engine.version: expected a string, found a NoneType"),
+        ("decomposed", {"a": 1}, "engine.decomposed.a: expected a string, found a int"),
+        ("more", 1, "engine: unknown field 'more'"),
+    ],
+)
+def test_what_is_no_record_of_engines(field: str, value: object, message: str) -> None:
+    document: Document = json.loads(engined().to_json())
+    document.pop("digest")
+    document["engine"][field] = value
+    with pytest.raises(BundleError, match=re.escape(message)):
+        Manifest.from_json(json.dumps({**document, "digest": digest_of(document)}))
 
 
 def test_manifest_without_sampler_round_trips() -> None:

@@ -3,7 +3,8 @@
 import argparse
 from pathlib import Path
 
-from ditc.runtime.targets import PRECISIONS, TARGETS
+from ditc.runtime.errors import LoweringError
+from ditc.runtime.targets import PRECISIONS, WEIGHTS_MODES, parse_target
 
 __all__ = [
     "add_compare_options",
@@ -13,6 +14,7 @@ __all__ = [
     "limit",
     "positive",
     "seed",
+    "target",
 ]
 
 CLIP = "openai/clip-vit-large-patch14"
@@ -68,7 +70,20 @@ def add_compile_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--plan", type=Path, required=True, help="plan file (JSON)")
     parser.add_argument("-o", "--out", type=Path, required=True, help="bundle folder to write")
-    parser.add_argument("--target", choices=TARGETS, default="onnx", help="to lower to (onnx)")
+    parser.add_argument(
+        "--target",
+        type=target,
+        default="onnx",
+        help="to lower to: onnx, tensorrt-rtx:sm89,sm120 (GPUs to build for, none is needed), "
+        "tensorrt (for the GPU at hand) (onnx)",
+    )
+    parser.add_argument(
+        "--weights",
+        choices=WEIGHTS_MODES,
+        default="inputs",
+        help="of engines: inputs for one store that all share, baked for a model's weights in "
+        "each (inputs)",
+    )
     parser.add_argument("--precision", choices=PRECISIONS, default="fp32", help="(fp32)")
     parser.add_argument(
         "--max-buckets",
@@ -157,3 +172,11 @@ def limit(text: str) -> int | str | None:
     if text in ("knee", "all"):
         return None if text == "all" else text
     return positive(text)
+
+
+def target(text: str) -> str:
+    """Return a target that there is."""
+    try:
+        return str(parse_target(text))
+    except LoweringError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None

@@ -46,7 +46,8 @@ def build(options: argparse.Namespace) -> None:
     sys.stdout.write("".join(f"{line}\n" for line in _foretold(sched)))
     sys.stdout.flush()
     told: list[str] = []
-    with progress("compile", len(sched.buckets)) as advance:
+    parts = 1 if options.target == "onnx" else 2  # graphs, and engines from them
+    with progress("compile", parts * len(sched.buckets)) as advance:
         place = compile_bundle(
             sched,
             options.out,
@@ -58,17 +59,22 @@ def build(options: argparse.Namespace) -> None:
             jobs=options.jobs,
             log=told.append,
             prologue=not options.no_prologue,
+            weights=options.weights,
         )
     for obstacle in recording.obstacles:
         sys.stdout.write(f"no sampler in the bundle, which is to be attached: {obstacle}\n")
     built = sum(line.endswith(": built") for line in told)
+    graphs = [line for line in told if line.endswith((": built", ": found in the cache"))]
     cost = schedule_cost(sched)
     total = sum(file.stat().st_size for file in place.rglob("*") if file.is_file())
     sys.stdout.write(
         f"{place}: {len(sched.buckets)} buckets for {sched.steps} steps, {total / 1e6:.2f} MB, "
         f"{cost.attention_left:.1%} of attention and {cost.model_left:.1%} of the model's "
         f"multiply-adds left\n"
-        f"{built} of {len(told)} graphs built, the others found in the cache\n"
+        f"{built} of {len(graphs)} graphs built, the others found in the cache\n"
+    )
+    sys.stdout.writelines(
+        f"{line}\n" for line in told if ": engine " in line or line.startswith("warning: ")
     )
 
 

@@ -1,0 +1,97 @@
+"""Put engines into a bundle: one a bucket, built from its graph, in the place of the graph."""
+
+import hashlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from ditc.runtime.engine_info import EngineInfo
+from ditc.runtime.files import SOURCES_FILE, WEIGHTS_FILE
+
+from .cache import EngineCache
+from .engine_file import EngineFile
+from .lowered import Lowered
+from .onnx import save
+from .tensorrt import EngineJob, Library, build_engines, decomposed_sites
+from .weight_inputs import with_weight_inputs
+
+__all__ = ["ENGINE", "write_engines"]
+
+ENGINE = ".engine"
+"""How the name of an engine's file ends."""
+
+Places = Mapping[str, tuple[int, int]]
+
+
+def write_engines(
+    folder: Path,
+    library: Library,
+    lowered: Mapping[str, Lowered],
+    placed: Places,
+    cache: EngineCache,
+    workers: int,
+    weights: str,
+    log: Callable[[str], object],
+    progress: Callable[[], object],
+) -> EngineInfo:
+    """Build an engine of every bucket and write it into a bundle's folder.
+
+    Where weights are baked, the store is taken out of the folder once they are.
+
+    Args:
+        folder: holds the weight store.
+        library: what builds them.
+        lowered: the graph of each bucket, by its name.
+        placed: offset and length of each weight in the store, in bytes.
+        cache: keeps engines.
+        workers: builds at once.
+        weights: `inputs` or `baked`.
+        log: told, a line each, what was built, and which sites have no dedicated kernel.
+        progress: called after each engine.
+
+    Raises:
+        LoweringError: naming the bucket, if an engine can't be built.
+    """
+    baked = weights == "baked"
+
+    def done(name: str, engine: EngineFile, built: bool) -> None:
+        how = f"built in {engine.seconds:.1f} s" if built else "found in the cache"
+        log(
+            f"{name}: engine {how}, {len(engine.plan)} bytes, "
+            f"{engine.peak_bytes / 1e6:.0f} MB at the peak"
+        )
+        progress()
+
+    make = _baking if baked else _taking
+    jobs = [make(folder, name, graph, placed) for name, graph in lowered.items()]
+    engines = build_engines(library, jobs, cache, workers, done)
+    for job in jobs:
+        if job.file is not None:
+            for file in folder.glob(f"{job.name}*.onnx"):
+                file.unlink()
+        (folder / f"{job.name}{ENGINE}").write_bytes(engines[job.name].plan)
+    if baked:
+        (folder / WEIGHTS_FILE).unlink()
+        (folder / SOURCES_FILE).unlink()
+    decomposed = decomposed_sites(engines)
+    for site, reason in decomposed.items():
+        log(f"warning: {site}: its attention is written out in the engine: {reason}")
+    return EngineInfo(library.module, library.version, library.capabilities, weights, decomposed)
+
+
+def _taking(folder: Path, name: str, lowered: Lowered, placed: Places) -> EngineJob:
+    """Return the job of an engine that takes its weights as inputs."""
+    del folder, placed
+    return EngineJob(name, with_weight_inputs(lowered.graph))
+
+
+def _baking(folder: Path, name: str, lowered: Lowered, placed: Places) -> EngineJob:
+    """Return the job of an engine that holds its weights."""
+    file = folder / f"{name}.onnx"
+    save(lowered, file, WEIGHTS_FILE, placed)
+    digest = hashlib.sha256()
+    with (folder / WEIGHTS_FILE).open("rb") as store:
+        for weight in lowered.names:
+            offset, length = placed[weight]
+            store.seek(offset)
+            digest.update(f"{weight} {length}\n".encode() + store.read(length))
+    return EngineJob(name, lowered.graph, digest.hexdigest(), file)

@@ -1,0 +1,57 @@
+"""The record of the engines in a bundle: what built them, and for which GPUs."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from .fields import JsonValue, read_choice, read_list, read_mapping, read_name, read_object
+from .targets import LIBRARIES, WEIGHTS_MODES
+
+__all__ = ["EngineInfo"]
+
+
+@dataclass(frozen=True)
+class EngineInfo:
+    """What built a bundle's engines.
+
+    Attributes:
+        library: the Python module that built them and runs them, as "tensorrt_rtx".
+        version: of that library.
+        capabilities: compute capabilities of the GPUs they were built for, as "sm89".
+        weights: "inputs" where they take weights as inputs, "baked" where they hold them.
+        decomposed: sites whose attention has no dedicated kernel in these engines, and why.
+    """
+
+    library: str
+    version: str
+    capabilities: tuple[str, ...]
+    weights: str
+    decomposed: Mapping[str, str] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, JsonValue]:
+        """Return the JSON object."""
+        return {
+            "library": self.library,
+            "version": self.version,
+            "capabilities": list(self.capabilities),
+            "weights": self.weights,
+            "decomposed": dict(self.decomposed),
+        }
+
+    @classmethod
+    def from_json(cls, value: object, where: str) -> "EngineInfo":
+        """Return what `to_json` wrote, or raise BundleError."""
+        names = ("library", "version", "capabilities", "weights", "decomposed")
+        found = read_object(value, where, names)
+        decomposed = read_mapping(found["decomposed"], f"{where}.decomposed")
+        return cls(
+            library=read_choice(
+                found["library"], f"{where}.library", tuple(sorted(LIBRARIES.values()))
+            ),
+            version=read_name(found["version"], f"{where}.version"),
+            capabilities=read_list(found["capabilities"], f"{where}.capabilities", read_name),
+            weights=read_choice(found["weights"], f"{where}.weights", WEIGHTS_MODES),
+            decomposed={
+                site: read_name(reason, f"{where}.decomposed.{site}")
+                for site, reason in decomposed.items()
+            },
+        )
