@@ -48,6 +48,12 @@ def lowered(dtype: torch.dtype, block: int) -> dict[str, Lowered]:
     return {bucket.name: lower(bucket) for bucket in planned_schedule(dtype, block).buckets}
 
 
+def tensors(graph: Lowered, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """Return what a graph refers to, by name."""
+    weights = {name: source.tensor(program(dtype)) for name, source in graph.weights.items()}
+    return {**weights, **graph.constants}
+
+
 def rtx(*capabilities: str) -> Library:
     """Return TensorRT-RTX for GPUs of some compute capabilities."""
     return find_library(parse_target(f"tensorrt-rtx:{','.join(capabilities or ('sm89',))}"))

@@ -65,7 +65,7 @@ def test_every_attention_in_half_precision_has_its_kernel(block: int, buckets: i
 @needs_rtx
 def test_plans_hold_no_weight() -> None:
     lowered = engines.lowered(torch.float16, 1)["b00"]
-    tensors = lowered.tensors(engines.program(torch.float16))
+    tensors = engines.tensors(lowered, torch.float16)
     plan = built(torch.float16, 1)["b00"].plan
     for tensor in tensors.values():
         if tensor.numel() > 64:

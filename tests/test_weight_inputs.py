@@ -50,7 +50,7 @@ def test_it_computes_the_same(dtype: torch.dtype, block: int) -> None:
         lowered = engines.lowered(dtype, block)[bucket.name]
         x = torch.randn(engines.BATCH, engines.TOKENS, 128, generator=torch.manual_seed(step))
         t = torch.full((engines.BATCH,), 1 - step / 10)
-        weights = {n: tensor.numpy() for n, tensor in lowered.tensors(sched.program).items()}
+        weights = {n: tensor.numpy() for n, tensor in engines.tensors(lowered, dtype).items()}
         reads = {name: slots[name] for name in (slot.name for slot in bucket.reads)}
         given = {"x": x.to(dtype).numpy(), "t": t.to(dtype).numpy(), **reads, **weights}
         found = sessions[bucket.name].run(list(lowered.outputs), given)
