@@ -1,0 +1,186 @@
+"""Build engines of large models: `python -m ditc.tools.bench_engines [MODEL …] [-o FILE.json]`.
+
+One bucket for each method, all sites alike, without a GPU and without a weight: what a build
+takes, and how large its plan is beside the weights it will be given. `--buckets K` builds K
+buckets of mixed methods in their place.
+"""
+
+import argparse
+import json
+import random
+import resource
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+
+from ditc.export.building import Job, build
+from ditc.export.cache import EngineCache, default_cache, key_of
+from ditc.export.engine_file import EngineFile
+from ditc.export.lowered import Lowered
+from ditc.export.onnx import lower
+from ditc.export.tensorrt import EngineJob, build_engines, decomposed_sites, find_library
+from ditc.export.weight_inputs import with_weight_inputs
+from ditc.passes import Bucket, Method, Plan, Program, Schedule, Window, schedule
+from ditc.passes.fingerprint import program_digest
+from ditc.runtime.targets import parse_target
+
+from .large_models import LARGE, Large
+
+__all__ = ["bench_engines", "mixed", "uniform"]
+
+SPARING = ("wa-rs", "asc", "wa-rs+asc", "ast")
+
+
+@dataclass(frozen=True)
+class Row:
+    """An engine that was built.
+
+    Attributes:
+        model: its key in `LARGE`.
+        bucket: name of its bucket.
+        methods: those of its sites.
+        lower_seconds: to make its graph; 0 where it was found in the cache.
+        build_seconds: to build its engine.
+        peak_bytes: of memory the engine's build held.
+        plan_bytes: of the engine.
+        weight_bytes: of the weights it takes.
+        decomposed: sites without a dedicated kernel.
+    """
+
+    model: str
+    bucket: str
+    methods: str
+    lower_seconds: float
+    build_seconds: float
+    peak_bytes: int
+    plan_bytes: int
+    weight_bytes: int
+    decomposed: int
+
+
+def uniform(program: Program, radius: int) -> Plan:
+    """Return a plan whose steps use each method at every site they may be used at."""
+    methods = [m for m in SPARING if program.cfg or not Method(m).shares_cfg]
+    rows = ["full", *(row for method in methods for row in (method, "full"))][:-1]
+    plan = Plan.uniform(program, len(rows), "full", window=Window(radius))
+    for step, method in enumerate(rows):
+        for site in plan.sites:
+            plan = plan.replace(step, site, method)
+    return plan
+
+
+def mixed(program: Program, radius: int, steps: int, seed: int = 0) -> Plan:
+    """Return a plan whose steps, but the first, use any method at any site."""
+    draw = random.Random(seed)
+    allowed = [m for m in ("full", *SPARING) if program.cfg or not Method(m).shares_cfg]
+    plan = Plan.uniform(program, steps, "full", window=Window(radius))
+    for step in range(1, steps):
+        for site in plan.sites:
+            plan = plan.replace(step, site, draw.choice(allowed))
+    return plan
+
+
+def bench_engines(name: str, target: str, cache: EngineCache, buckets: int | None) -> list[Row]:
+    """Build the engines of a model and return what each took.
+
+    Raises:
+        DitcError: if one can't be built.
+    """
+    model = LARGE[name]
+    started = time.monotonic()
+    program = model.program()
+    _say(f"{model.title}: captured in {time.monotonic() - started:.1f} s, {_peak()}")
+    sched = _schedule(model, program, buckets)
+    rows = []
+    for bucket in sched.buckets:  # one after the other, so that what each took can be told
+        started = time.monotonic()
+        key = _key(bucket)
+        found = build([Job(bucket.name, key, partial(lower, bucket))], cache, 1, lambda *_: None)
+        seconds = time.monotonic() - started
+        lowered = found[bucket.name]
+        job = EngineJob(bucket.name, with_weight_inputs(lowered.graph))
+        made = build_engines(find_library(parse_target(target)), [job], cache, 1, _ignore)
+        rows.append(_row(name, bucket, seconds, lowered, made[bucket.name]))
+        _say(_line(rows[-1]))
+    return rows
+
+
+def _schedule(model: Large, program: Program, buckets: int | None) -> Schedule:
+    if buckets is None:
+        return schedule(program, uniform(program, model.radius))
+    return schedule(program, mixed(program, model.radius, buckets))
+
+
+def _key(bucket: Bucket) -> str:
+    parts = (bucket.methods, bucket.plan.windows, bucket.keep_outputs, bucket.keep_residuals)
+    return key_of("bench", program_digest(bucket.program), *(_sorted(part) for part in parts))
+
+
+def _sorted(part: Mapping[str, object] | frozenset[str]) -> list[object]:
+    return list(sorted(part.items()) if isinstance(part, Mapping) else sorted(part))
+
+
+def _row(name: str, bucket: Bucket, seconds: float, lowered: Lowered, engine: EngineFile) -> Row:
+    weights = (source.like(bucket.program) for source in lowered.weights.values())
+    methods = sorted({str(method) for method in bucket.methods.values()})
+    return Row(
+        model=name,
+        bucket=bucket.name,
+        methods=" ".join(methods) + (" → residual" if bucket.keep_residuals else ""),
+        lower_seconds=seconds,
+        build_seconds=engine.seconds,
+        peak_bytes=engine.peak_bytes,
+        plan_bytes=len(engine.plan),
+        weight_bytes=sum(
+            t.numel() * t.element_size() for t in (*weights, *lowered.constants.values())
+        ),
+        decomposed=len(decomposed_sites({bucket.name: engine})),
+    )
+
+
+def _line(row: Row) -> str:
+    return (
+        f"{row.model:<11} {row.bucket} {row.methods:<24} lowered {row.lower_seconds:6.1f} s  "
+        f"built {row.build_seconds:6.1f} s  {row.peak_bytes / 1e6:7.0f} MB  plan "
+        f"{row.plan_bytes / 1e6:7.2f} MB  weights {row.weight_bytes / 1e6:9.1f} MB  "
+        f"{row.decomposed} sites decomposed"
+    )
+
+
+def _ignore(*_: object) -> None: ...
+
+
+def _peak() -> str:
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return f"{peak / 1e6:.0f} MB at the peak"
+
+
+def _say(text: str) -> None:
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()
+
+
+def main() -> None:
+    """Read the command line, build, and write a table and JSON."""
+    parser = argparse.ArgumentParser(description="Build engines of large models, without a GPU.")
+    parser.add_argument("models", nargs="*", metavar="MODEL", help=", ".join(LARGE))
+    parser.add_argument("--target", default="tensorrt-rtx:sm89", help="(tensorrt-rtx:sm89)")
+    parser.add_argument("--buckets", type=int, help="so many of mixed methods, not one a method")
+    parser.add_argument("--cache", type=Path, default=default_cache(), help="(~/.cache/ditc)")
+    parser.add_argument("-o", "--out", type=Path, help="JSON file to write")
+    options = parser.parse_args()
+    cache = EngineCache(options.cache)
+    rows: list[Row] = []
+    for name in options.models or LARGE:
+        rows += bench_engines(name, options.target, cache, options.buckets)
+        if options.out is not None:
+            record = [asdict(row) for row in rows]
+            options.out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    _say(_peak())
+
+
+if __name__ == "__main__":
+    main()
