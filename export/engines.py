@@ -1,10 +1,11 @@
 """Put engines into a bundle: one a bucket, built from its graph, in the place of the graph."""
 
 import hashlib
+import lzma
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from ditc.runtime.engine_info import EngineInfo
+from ditc.runtime.engine_info import COMPRESSION, EngineInfo
 from ditc.runtime.files import SOURCES_FILE, WEIGHTS_FILE
 
 from .cache import EngineCache
@@ -18,6 +19,9 @@ __all__ = ["ENGINE", "write_engines"]
 
 ENGINE = ".engine"
 """How the name of an engine's file ends."""
+
+XZ_PRESET = 1
+"""Quick, and as small as the slower ones make it: what repeats lies close together."""
 
 Places = Mapping[str, tuple[int, int]]
 
@@ -35,7 +39,8 @@ def write_engines(
 ) -> EngineInfo:
     """Build an engine of every bucket and write it into a bundle's folder.
 
-    Where weights are baked, the store is taken out of the folder once they are.
+    Where weights are baked, the store is taken out of the folder once they are; where they aren't,
+    the plans are compressed.
 
     Args:
         folder: holds the weight store.
@@ -68,14 +73,23 @@ def write_engines(
         if job.file is not None:
             for file in folder.glob(f"{job.name}*.onnx"):
                 file.unlink()
-        (folder / f"{job.name}{ENGINE}").write_bytes(engines[job.name].plan)
+        plan = engines[job.name].plan
+        written = plan if baked else lzma.compress(plan, preset=XZ_PRESET)
+        (folder / f"{job.name}{ENGINE}").write_bytes(written)
     if baked:
         (folder / WEIGHTS_FILE).unlink()
         (folder / SOURCES_FILE).unlink()
     decomposed = decomposed_sites(engines)
     for site, reason in decomposed.items():
         log(f"warning: {site}: its attention is written out in the engine: {reason}")
-    return EngineInfo(library.module, library.version, library.capabilities, weights, decomposed)
+    return EngineInfo(
+        library=library.module,
+        version=library.version,
+        capabilities=library.capabilities,
+        weights=weights,
+        compression=None if baked else COMPRESSION,
+        decomposed=decomposed,
+    )
 
 
 def _taking(folder: Path, name: str, lowered: Lowered, placed: Places) -> EngineJob:

@@ -6,9 +6,10 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from .backends import backend_of
 from .binding import bind
 from .calls import calls_of, in_batch
-from .engine import Array, Backend, Engine
+from .engine import Array, Backend, Engine, OnDevice
 from .errors import BundleError, EngineError
 from .feed import Feed
 from .files import check_files, read_text
@@ -22,7 +23,6 @@ from .guidance import (
 )
 from .inputs import check_array, check_finite, check_names
 from .manifest import MANIFEST_FILE, WEIGHTS_FILE, InputInfo, Manifest
-from .ort import CPU, OrtBackend
 from .recorded import read_recorded
 from .sampler import SamplerState, SamplerTable
 from .slots import SlotLedger
@@ -65,6 +65,7 @@ class Bundle:
         *,
         threads: int | None = None,
         prepack: bool | None = None,
+        cuda_graphs: bool = False,
         backend: Backend | None = None,
     ) -> "Bundle":
         """Check a bundle's files and load its buckets.
@@ -75,22 +76,29 @@ class Bundle:
             threads: threads within an operator; None for all cores.
             prepack: True for faster operators at few rows and a copy of the weights for every
                 bucket; None or False for one copy in all.
+            cuda_graphs: whether the work of a TensorRT engine is launched as one graph.
             backend: what runs the graphs, in place of what the bundle was compiled for.
 
         Raises:
             BundleError: if a file is missing, altered, of another version or malformed.
-            EngineError: if the inference engine or a provider isn't there, or gave way to another.
+            EngineError: if the inference engine or a provider isn't there or gave way to another,
+                or the GPU or its driver are others than the engines were built for.
         """
         root = Path(path).resolve()
         if not root.is_dir():
             raise BundleError(f"{root}: is no folder, expected a bundle; compile one there")
         manifest = Manifest.from_json(read_text(root, MANIFEST_FILE))
         if backend is None:
-            _check_target(manifest)
-            backend = OrtBackend(providers or (CPU,), threads, bool(prepack))
+            backend = backend_of(manifest, providers, threads, prepack, cuda_graphs)
         check_files(root, manifest.files)
         weights = map_tensors(root / WEIGHTS_FILE) if WEIGHTS_FILE in manifest.files else {}
         return cls(manifest, backend.load(root, manifest, weights), read_recorded(root, manifest))
+
+    @property
+    def device_bytes(self) -> int | None:
+        """Bytes in use of the memory of the GPU it runs on; None where that isn't known."""
+        _, engine = self._bound[0]
+        return engine.used_bytes if isinstance(engine, OnDevice) else None
 
     @property
     def steps(self) -> int:
@@ -267,14 +275,6 @@ def _generator(seed: int) -> np.random.Generator:
     if not isinstance(seed, int | np.integer) or seed < 0:
         raise EngineError(f"seed is {seed}, expected an integer of at least 0")
     return np.random.default_rng(int(seed))
-
-
-def _check_target(manifest: Manifest) -> None:
-    if manifest.target != "onnx":
-        raise BundleError(
-            f"the bundle's target is {manifest.target!r}, and this ditc runs 'onnx'; "
-            "compile with target='onnx' or give a backend"
-        )
 
 
 def _initial_latents(

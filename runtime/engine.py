@@ -46,6 +46,16 @@ class Rebindable(Protocol):
         ...
 
 
+@runtime_checkable
+class OnDevice(Protocol):
+    """An engine that knows the memory of the device it runs on."""
+
+    @property
+    def used_bytes(self) -> int:
+        """Bytes of the device's memory in use, by whomever."""
+        ...
+
+
 class Backend(Protocol):
     """Loads buckets for one kind of engine."""
 

@@ -1,12 +1,15 @@
 """The record of the engines in a bundle: what built them, and for which GPUs."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 from .fields import JsonValue, read_choice, read_list, read_mapping, read_name, read_object
 from .targets import LIBRARIES, WEIGHTS_MODES
 
-__all__ = ["EngineInfo"]
+__all__ = ["COMPRESSION", "EngineInfo"]
+
+COMPRESSION = "xz"
+"""Plans repeat the same kernels for every layer, and shrink to a few hundredths."""
 
 
 @dataclass(frozen=True)
@@ -18,6 +21,7 @@ class EngineInfo:
         version: of that library.
         capabilities: compute capabilities of the GPUs they were built for, as "sm89".
         weights: "inputs" where they take weights as inputs, "baked" where they hold them.
+        compression: "xz" where their files are compressed, None where they aren't.
         decomposed: sites whose attention has no dedicated kernel in these engines, and why.
     """
 
@@ -25,6 +29,7 @@ class EngineInfo:
     version: str
     capabilities: tuple[str, ...]
     weights: str
+    compression: str | None = None
     decomposed: Mapping[str, str] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, JsonValue]:
@@ -34,14 +39,14 @@ class EngineInfo:
             "version": self.version,
             "capabilities": list(self.capabilities),
             "weights": self.weights,
+            "compression": self.compression,
             "decomposed": dict(self.decomposed),
         }
 
     @classmethod
     def from_json(cls, value: object, where: str) -> "EngineInfo":
         """Return what `to_json` wrote, or raise BundleError."""
-        names = ("library", "version", "capabilities", "weights", "decomposed")
-        found = read_object(value, where, names)
+        found = read_object(value, where, [field.name for field in fields(cls)])
         decomposed = read_mapping(found["decomposed"], f"{where}.decomposed")
         return cls(
             library=read_choice(
@@ -50,6 +55,9 @@ class EngineInfo:
             version=read_name(found["version"], f"{where}.version"),
             capabilities=read_list(found["capabilities"], f"{where}.capabilities", read_name),
             weights=read_choice(found["weights"], f"{where}.weights", WEIGHTS_MODES),
+            compression=read_choice(
+                found["compression"], f"{where}.compression", (COMPRESSION, None)
+            ),
             decomposed={
                 site: read_name(reason, f"{where}.decomposed.{site}")
                 for site, reason in decomposed.items()

@@ -72,11 +72,12 @@ class OrtBackend:
         _check_providers(ort, self.providers)
         used = {name for bucket in manifest.graphs for name in bucket.weights}
         _check_weights(manifest, weights)
-        values = {name: ort.OrtValue.ortvalue_from_numpy(weights[name]) for name in sorted(used)}
+        device = DEVICES.get(self.providers[0], "cpu")
+        values = _place_weights(ort, {name: weights[name] for name in sorted(used)}, device)
         sessions = {
             bucket.name: self._open_session(ort, root, bucket, values) for bucket in manifest.graphs
         }
-        slots = _allocate_slots(ort, manifest, DEVICES.get(self.providers[0], "cpu"))
+        slots = _allocate_slots(ort, manifest, device)
         return {
             bucket.name: OrtEngine(
                 manifest,
@@ -234,6 +235,23 @@ def _check_providers(ort: ModuleType, providers: Sequence[str]) -> None:
 def _check_threads(threads: int) -> None:
     if not isinstance(threads, int) or not 1 <= threads <= MAX_THREADS:
         raise EngineError(f"threads is {threads}, expected an integer from 1 to {MAX_THREADS}")
+
+
+def _place_weights(
+    ort: ModuleType, weights: Mapping[str, Array], device: str
+) -> dict[str, "OrtValue"]:
+    """Return weights where the sessions compute: on a GPU one copy, on the CPU the memory map."""
+    try:
+        return {
+            name: ort.OrtValue.ortvalue_from_numpy(array, device, 0)
+            for name, array in weights.items()
+        }
+    except Exception as error:
+        total = sum(array.nbytes for array in weights.values())
+        raise EngineError(
+            f"ONNX Runtime {ort.__version__} can't put {total / 1e6:.1f} MB of weights on "
+            f"{device}: {error}; end what else uses its memory"
+        ) from error
 
 
 def _allocate_slots(ort: ModuleType, manifest: Manifest, device: str) -> dict[int, "OrtValue"]:

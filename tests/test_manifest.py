@@ -54,7 +54,7 @@ def test_manifest_round_trip() -> None:
         assert Manifest.from_json(text).to_json() == text
 
 
-ENGINE = EngineInfo("tensorrt_rtx", "1.7.1", ("sm89", "sm120"), "inputs", {"a": "no kernel"})
+ENGINE = EngineInfo("tensorrt_rtx", "1.7.1", ("sm89", "sm120"), "inputs", "xz", {"a": "no kernel"})
 
 
 def engined() -> Manifest:
@@ -85,6 +85,7 @@ def test_engines_of_another_target(found: EngineInfo | None, target: str, messag
         ("library", "coreml", "engine.library: is 'coreml', expected one of 'tensorrt', 'tensor"),
         ("weights", "both", "engine.weights: is 'both', expected one of 'inputs', 'baked'"),
         ("capabilities", ["sm89", ""], "engine.capabilities[1]: is empty, expected a name"),
+        ("compression", "zip", "engine.compression: is 'zip', expected one of 'xz', null"),
         ("version", None, "engine.version: expected a string, found a NoneType"),
         ("decomposed", {"a": 1}, "engine.decomposed.a: expected a string, found a int"),
         ("more", 1, "engine: unknown field 'more'"),

@@ -149,6 +149,9 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
         "--provider", action="append", help="ONNX Runtime provider, CPUExecutionProvider if none"
     )
     parser.add_argument("--threads", type=positive, help="threads within an operator")
+    parser.add_argument(
+        "--cuda-graphs", action="store_true", help="launch each TensorRT engine as one graph"
+    )
 
 
 def seed(text: str) -> int:

@@ -28,6 +28,7 @@ def bench(options: argparse.Namespace) -> None:
         record = {
             "buckets": {name: asdict(found) for name, found in timings.items()},
             "generation_ms": whole,
+            "device_bytes": bundle.device_bytes,
         }
         sys.stdout.write(json.dumps(record) + "\n")
         return
@@ -39,6 +40,8 @@ def bench(options: argparse.Namespace) -> None:
             f"{bucket.name:<8} {counts[bucket.name]:>5}   {found.median_ms:>9.2f}   {spread}\n"
         )
     sys.stdout.write(f"a generation of {bundle.steps} steps: {whole:.1f} ms in engines\n")
+    if bundle.device_bytes is not None:
+        sys.stdout.write(f"{bundle.device_bytes / 1e6:.1f} MB of the GPU's memory in use\n")
 
 
 def time_buckets(bundle: Bundle, rounds: int) -> dict[str, Timing]:

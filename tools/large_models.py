@@ -106,7 +106,12 @@ _XL = {
     "out_channels": 8,
     "num_layers": 28,
 }
-_SIGMA = {**_XL, "cross_attention_dim": 1152, "caption_channels": 4096}
+_SIGMA = {
+    **_XL,
+    "cross_attention_dim": 1152,
+    "caption_channels": 4096,
+    "use_additional_conditions": False,
+}
 
 LARGE: Mapping[str, Large] = {
     "dit-512": Large(

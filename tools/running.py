@@ -25,7 +25,12 @@ Numbers = npt.NDArray[np.generic]
 
 def open_bundle(options: argparse.Namespace) -> Bundle:
     """Open the bundle that the options name."""
-    return Bundle.open(options.bundle, providers=options.provider, threads=options.threads)
+    return Bundle.open(
+        options.bundle,
+        providers=options.provider,
+        threads=options.threads,
+        cuda_graphs=options.cuda_graphs,
+    )
 
 
 def generate(options: argparse.Namespace) -> None:

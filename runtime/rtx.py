@@ -1,0 +1,142 @@
+"""Run engines in TensorRT-RTX or TensorRT: one copy of the weights, slots in place, shared scratch.
+
+Weights lie on the device once and are bound to the inputs of every engine that takes them. Slots
+lie there too, and inputs and outputs of a name, each once for all engines. Activations share one
+memory, since no two engines run at a time.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import TypeAlias
+
+import numpy as np
+
+from .cuda import Device, open_device
+from .engine import Array
+from .errors import BundleError, EngineError
+from .manifest import BucketInfo, Manifest, PartInfo, SlotInfo
+from .placing import place
+from .rtx_library import Library, Loaded
+
+__all__ = ["TensorRtBackend", "TensorRtEngine"]
+
+Graph: TypeAlias = BucketInfo | PartInfo
+
+
+@dataclass(frozen=True)
+class TensorRtBackend:
+    """Loads engines into the library that built them.
+
+    Attributes:
+        cuda_graphs: whether each engine's work is recorded once and launched as one graph.
+        device: to run on, the machine's first GPU if None.
+        module: the TensorRT module, imported by the name in the manifest if None.
+    """
+
+    cuda_graphs: bool = False
+    device: Device | None = None
+    module: ModuleType | None = None
+
+    def load(
+        self, root: Path, manifest: Manifest, weights: Mapping[str, Array]
+    ) -> dict[str, "TensorRtEngine"]:
+        """Return an engine a graph, all on the same weights, slots and scratch.
+
+        Raises:
+            EngineError: if library, driver or GPU are missing, too old or others than the engines
+                were built for, or memory runs out.
+            BundleError: if an engine doesn't fit the manifest.
+        """
+        info = manifest.engine
+        if info is None:
+            raise BundleError(f"the bundle's target is {manifest.target!r}, which has no engines")
+        library = Library(info, self.module)
+        device = self.device or open_device()
+        library.check_device(device)
+        loaded = {graph.name: library.load(root, graph) for graph in manifest.graphs}
+        for engine in loaded.values():
+            engine.check(manifest)
+        values: dict[str, int] = {}
+        for engine in loaded.values():
+            for name, nbytes in engine.value_bytes.items():
+                values[name] = max(nbytes, values.get(name, 0))
+        placed = place(device, manifest, weights, values)
+        scratch = max(engine.scratch_bytes for engine in loaded.values())
+        room = device.allocate(scratch, "activations")
+        shared = _Shared(manifest, device, placed, (room, scratch), self.cuda_graphs)
+        return {
+            graph.name: TensorRtEngine(
+                shared, graph, loaded[graph.name], manifest.slots_of(graph.name)
+            )
+            for graph in manifest.graphs
+        }
+
+
+@dataclass(frozen=True)
+class _Shared:
+    """What all engines of a bundle have in common.
+
+    Attributes:
+        manifest: of the bundle.
+        device: they run on.
+        addresses: of weights, slots, inputs and outputs, by name.
+        scratch: address and bytes of what they need while they run.
+        cuda_graphs: whether each launches its work as one graph.
+    """
+
+    manifest: Manifest
+    device: Device
+    addresses: Mapping[str, int]
+    scratch: tuple[int, int]
+    cuda_graphs: bool
+
+
+class TensorRtEngine:
+    """An engine with everything bound to its place on the device."""
+
+    def __init__(
+        self, shared: _Shared, graph: Graph, loaded: Loaded, slots: Mapping[str, SlotInfo]
+    ) -> None:
+        self._shared, self._graph, self._loaded = shared, graph, loaded
+        self._outputs = shared.manifest.outputs_of(graph)
+        held = {name: shared.addresses[slot.name] for name, slot in slots.items()}
+        self._context = loaded.context({**shared.addresses, **held}, shared.scratch)
+        self._launch = self._enqueue
+        self._record_at = 1 if shared.cuda_graphs else None
+        self._runs = 0
+
+    @property
+    def used_bytes(self) -> int:
+        """Bytes of the device's memory in use, by whomever."""
+        return self._shared.device.used_bytes
+
+    def bound(self, slots: Mapping[str, str]) -> "TensorRtEngine":
+        """Return an engine of the same plan on other slots; see `Rebindable.bound`."""
+        known = {slot.name: slot for slot in self._shared.manifest.slots}
+        named = {name: known[slot] for name, slot in slots.items()}
+        return TensorRtEngine(self._shared, self._graph, self._loaded, named)
+
+    def run(self, arrays: Mapping[str, Array]) -> dict[str, Array]:
+        """Run the graph once; see `Engine.run`."""
+        device, addresses = self._shared.device, self._shared.addresses
+        outputs: dict[str, Array] = {
+            info.name: np.empty(info.shape, info.dtype) for info in self._outputs
+        }
+        try:
+            for name, array in arrays.items():
+                device.upload(addresses[name], array)
+            if self._runs == self._record_at:  # the first run prepares what a graph can't hold
+                self._launch = device.record(self._enqueue)
+            self._launch()
+            for name, array in outputs.items():
+                device.download(array, addresses[name])
+            device.synchronize()
+        except EngineError as error:
+            raise EngineError(f"bucket {self._graph.name!r}: {error}") from error
+        self._runs += 1
+        return outputs
+
+    def _enqueue(self) -> None:
+        self._context.enqueue(self._shared.device.stream)

@@ -1,0 +1,270 @@
+"""TensorRT-RTX or TensorRT as a library: what it must be, and the engines it loads."""
+
+import importlib
+import lzma
+import math
+import re
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, distribution
+from pathlib import Path
+from types import ModuleType
+from typing import Any, TypeAlias
+
+from .cuda import Device
+from .engine_info import EngineInfo
+from .errors import BundleError, EngineError
+from .manifest import BucketInfo, Manifest, PartInfo
+
+__all__ = ["Context", "Library", "Loaded"]
+
+Graph: TypeAlias = BucketInfo | PartInfo
+EXTRAS = {"tensorrt_rtx": "rtx", "tensorrt": "tensorrt"}
+DTYPES = {
+    "FLOAT": "float32",
+    "HALF": "float16",
+    "BF16": "bfloat16",
+    "INT64": "int64",
+    "INT32": "int32",
+    "INT8": "int8",
+    "UINT8": "uint8",
+    "BOOL": "bool",
+}
+"""Of the library's data types, by their names."""
+SIZES = {name: int(re.sub(r"\D", "", name) or 8) // 8 for name in DTYPES.values()}
+"""Bytes of each; a `bool` takes one."""
+_INPUT, _OUTPUT = "input", "output"
+MAJORS = range(11, 20)
+"""Of CUDA, after which the library's packages are named."""
+
+
+class Library:
+    """The library that built a bundle's engines.
+
+    Args:
+        info: what the manifest says of them.
+        module: the Python module, imported if None.
+
+    Raises:
+        EngineError: if it can't be imported, or is too old for the engines.
+    """
+
+    def __init__(self, info: EngineInfo, module: ModuleType | None = None) -> None:
+        self.info = info
+        self._trt = module or _import(info.library)
+        self._check_version()
+        self._errors: list[str] = []
+        self._logger = self._make_logger()
+        self._runtime: Any = None
+
+    def check_device(self, device: Device) -> None:
+        """Refuse a GPU that the engines weren't built for, or a driver too old for the library.
+
+        Raises:
+            EngineError: if it is one.
+        """
+        major = _cuda_major(self.info.library)
+        if major is not None and device.driver < (major, 0):
+            found = ".".join(str(part) for part in device.driver)
+            raise EngineError(
+                f"the driver of {device.name} takes CUDA {found}, {self.named} needs CUDA "
+                f"{major}: update the driver"
+            )
+        wanted = self.info.capabilities
+        if wanted and device.capability not in wanted:
+            raise EngineError(
+                f"the bundle's engines are for {', '.join(wanted)}, and {device.name} is "
+                f"{device.capability}: compile it with target='tensorrt-rtx:{device.capability}'"
+            )
+
+    def load(self, root: Path, graph: Graph) -> "Loaded":
+        """Return a graph's engine.
+
+        Raises:
+            EngineError: if the library refuses it.
+            BundleError: if its file is damaged.
+        """
+        raw = (root / graph.graph).read_bytes()
+        if self.info.compression is not None:
+            try:
+                raw = lzma.decompress(raw)
+            except lzma.LZMAError as error:
+                raise BundleError(
+                    f"{root / graph.graph}: can't be decompressed ({error}); compile it again"
+                ) from error
+        if self._runtime is None:
+            self._runtime = self._trt.Runtime(self._logger)
+        engine = self._runtime.deserialize_cuda_engine(raw)
+        if engine is None:
+            raise EngineError(
+                f"bucket {graph.name!r}: {self.named} can't load {graph.graph}: {self.reason()}"
+            )
+        return Loaded(self, self._trt, engine, graph)
+
+    def reason(self) -> str:
+        """Return what the library logged last."""
+        return self._errors[-1] if self._errors else "it gave no reason"
+
+    @property
+    def named(self) -> str:
+        """Name and version."""
+        return f"{self.info.library} {self._trt.__version__}"
+
+    def _check_version(self) -> None:
+        """Engines run in the version that built them and, of RTX, in later ones of its major."""
+        built, here = _numbers(self.info.version), _numbers(self._trt.__version__)
+        same = built[:3] == here[:3]
+        later = self.info.library == "tensorrt_rtx" and built[0] == here[0] and built <= here
+        if not same and not later:
+            raise EngineError(
+                f"the bundle's engines were built by {self.info.library} {self.info.version}, and "
+                f"{self._trt.__version__} is installed: install that version, or compile the "
+                "bundle again with this one"
+            )
+
+    def _make_logger(self) -> object:
+        trt, errors = self._trt, self._errors
+
+        class Log(trt.ILogger):  # type: ignore[misc, name-defined]
+            def __init__(self) -> None:
+                trt.ILogger.__init__(self)
+
+            def log(self, severity: object, message: str) -> None:
+                if severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR):
+                    errors.append(" ".join(message.split()))
+
+        return Log()
+
+
+class Loaded:
+    """An engine that a library loaded, and its context."""
+
+    def __init__(self, library: Library, trt: ModuleType, engine: object, graph: Graph) -> None:
+        self._library, self._trt, self._graph = library, trt, graph
+        self._engine: Any = engine
+
+    @property
+    def scratch_bytes(self) -> int:
+        """Bytes it needs for activations while it runs."""
+        return int(self._engine.device_memory_size_v2)
+
+    @property
+    def value_bytes(self) -> dict[str, int]:
+        """Bytes of each input and output by name, weights and slots aside."""
+        held = {*self._graph.weights, *self._graph.reads, *self._graph.writes}
+        kinds = {name: self._kind(name) for name in self._names if name not in held}
+        return {name: math.prod(shape) * SIZES[dtype] for name, (shape, dtype) in kinds.items()}
+
+    def check(self, manifest: Manifest) -> None:
+        """Check that the engine takes and gives what the manifest says.
+
+        Raises:
+            BundleError: if it doesn't.
+        """
+        expected = dict.fromkeys((*self._graph.inputs, *self._graph.reads), _INPUT)
+        expected |= dict.fromkeys(self._graph.weights, _INPUT)
+        outputs = [info.name for info in manifest.outputs_of(self._graph)]
+        expected |= dict.fromkeys((*outputs, *self._graph.writes), _OUTPUT)
+        found = {name: self._mode(name) for name in self._names}
+        if found != expected:
+            strange = sorted(set(found.items()) ^ set(expected.items()))
+            raise self._unlike(f"{strange[0][1]} {strange[0][0]!r}", "expected on one side alone")
+        kinds = {i.name: (i.shape, i.dtype) for i in manifest.inputs if not self._before_steps}
+        kinds |= {n: (i.shape, i.dtype) for n, i in manifest.slots_of(self._graph.name).items()}
+        kinds |= {i.name: (i.shape, i.dtype) for i in manifest.outputs_of(self._graph)}
+        for name in found.keys() & kinds.keys():
+            if self._kind(name) != kinds[name]:
+                (shape, dtype), (known, wanted) = self._kind(name), kinds[name]
+                told = f"is {dtype} {list(shape)}, expected {wanted} {list(known)}"
+                raise self._unlike(repr(name), told)
+
+    def context(self, addresses: Mapping[str, int], scratch: tuple[int, int]) -> "Context":
+        """Return a context on shared scratch that knows where every tensor lies.
+
+        Args:
+            addresses: by the tensor's name in the graph.
+            scratch: address and bytes.
+
+        Raises:
+            EngineError: if the library makes no context, as for want of memory.
+        """
+        strategy = self._trt.ExecutionContextAllocationStrategy.USER_MANAGED
+        context = self._engine.create_execution_context(strategy)
+        if context is None:
+            raise EngineError(
+                f"bucket {self._graph.name!r}: {self._library.named} makes no context: "
+                f"{self._library.reason()}"
+            )
+        context.set_device_memory(*scratch)
+        for name in self._names:
+            context.set_tensor_address(name, addresses[name])
+        return Context(self, self._library, context)
+
+    @property
+    def _before_steps(self) -> bool:
+        """Whether it is of a prologue, which may take a timestep for every step at once."""
+        return isinstance(self._graph, PartInfo)
+
+    @property
+    def _names(self) -> list[str]:
+        return [self._engine.get_tensor_name(n) for n in range(self._engine.num_io_tensors)]
+
+    def _mode(self, name: str) -> str:
+        inward = self._engine.get_tensor_mode(name) == self._trt.TensorIOMode.INPUT
+        return _INPUT if inward else _OUTPUT
+
+    def _kind(self, name: str) -> tuple[tuple[int, ...], str]:
+        dtype = self._engine.get_tensor_dtype(name).name
+        return tuple(self._engine.get_tensor_shape(name)), DTYPES.get(dtype, dtype)
+
+    def _unlike(self, what: str, how: str) -> BundleError:
+        return BundleError(
+            f"bucket {self._graph.name!r}: {self._graph.graph} doesn't fit the manifest: {what} "
+            f"{how}; compile the bundle again"
+        )
+
+
+class Context:
+    """An engine's execution context, everything bound."""
+
+    def __init__(self, loaded: Loaded, library: Library, context: object) -> None:
+        self._loaded = loaded  # the context refers to its engine without owning it
+        self._library = library
+        self._context: Any = context
+
+    def enqueue(self, stream: int) -> None:
+        """Put one run on a stream.
+
+        Raises:
+            EngineError: if the library refuses.
+        """
+        if not self._context.execute_async_v3(stream):
+            raise EngineError(f"the engine failed: {self._library.reason()}")
+
+
+def _import(name: str) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    except (ImportError, OSError) as error:
+        raise EngineError(
+            f"the bundle's engines need {name}, which can't be imported ({error}): "
+            f"pip install 'ditc[{EXTRAS[name]}]'"
+        ) from error
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split(".") if part.isdecimal())
+
+
+def _cuda_major(library: str) -> int | None:
+    """Return the CUDA that an installed library is built on, as its packages are named after it."""
+    names = {major: f"{library}_cu{major}_libs" for major in reversed(MAJORS)}
+    return next((major for major, name in names.items() if installed(name)), None)
+
+
+def installed(name: str) -> bool:
+    """Whether a distribution is installed."""
+    try:
+        distribution(name)
+    except PackageNotFoundError:
+        return False
+    return True
