@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from ditc.passes import Bucket, Plan, Program, Schedule, Slot, split_prologue
+from ditc.passes import Bucket, Plan, Program, Schedule, split_prologue
 from ditc.passes.fingerprint import program_digest
 from ditc.passes.graphs import flat_outputs
 from ditc.runtime.errors import LoweringError, PlanError
@@ -19,14 +19,8 @@ from ditc.runtime.manifest import (
     MANIFEST_FILE,
     PLAN_FILE,
     WEIGHTS_FILE,
-    BucketInfo,
     CurveInfo,
-    EngineInfo,
-    InputInfo,
     Manifest,
-    ModelInfo,
-    OutputInfo,
-    SlotInfo,
 )
 from ditc.runtime.recorded import recorded_name
 from ditc.runtime.sampler import SamplerTable
@@ -36,7 +30,16 @@ from .building import Job, build, usable_cores
 from .bundle import records, staged
 from .cache import EngineCache, default_cache, key_of
 from .calling import arguments_info, calls_info
-from .engines import ENGINE, write_engines
+from .describing import (
+    bucket_info,
+    file_of,
+    input_infos,
+    is_baked,
+    model_info,
+    output_infos,
+    slot_info,
+)
+from .engines import write_engines
 from .lowered import Lowered
 from .onnx import lower, save
 from .parts import part_jobs, prologue_info
@@ -46,9 +49,6 @@ from .variants import write_sources
 from .weights import entries, merge, write_store
 
 __all__ = ["compile"]
-
-GRAPH = ".onnx"
-"""How the name of a graph's file ends."""
 
 
 def compile(  # noqa: A001 (the contract's name)
@@ -128,7 +128,7 @@ def compile(  # noqa: A001 (the contract's name)
         engine = None
         if library is None:
             for name, graph in lowered.items():
-                save(graph, folder / _file(engine, name), WEIGHTS_FILE, store.places)
+                save(graph, folder / file_of(engine, name), WEIGHTS_FILE, store.places)
         else:
             engine = write_engines(
                 folder,
@@ -147,14 +147,14 @@ def compile(  # noqa: A001 (the contract's name)
             ditc=version("ditc"),
             target=wanted.name,
             precision=precision,
-            model=_model(sched.program),
+            model=model_info(sched.program),
             cfg=sched.program.cfg,
             steps=sched.steps,
-            inputs=_inputs(sched.program),
-            outputs=_outputs(sched.program),
-            slots=tuple(_slot(slot, sched.storages[slot.name]) for slot in sched.slots),
+            inputs=input_infos(sched.program),
+            outputs=output_infos(sched.program),
+            slots=tuple(slot_info(slot, sched.storages[slot.name]) for slot in sched.slots),
             buckets=tuple(
-                _bucket(bucket, lowered[bucket.name], engine) for bucket in sched.buckets
+                bucket_info(bucket, lowered[bucket.name], engine) for bucket in sched.buckets
             ),
             sampler=table,
             files=records(folder, {WEIGHTS_FILE: store.file}),
@@ -162,7 +162,7 @@ def compile(  # noqa: A001 (the contract's name)
             calls=calls_info(sched),
             arguments=arguments_info(sched),
             prologue=prologue_info(
-                sched.program, lowered, partial(_file, engine), baked=_is_baked(engine)
+                sched.program, lowered, partial(file_of, engine), baked=is_baked(engine)
             ),
             engine=engine,
         )
@@ -281,56 +281,11 @@ def _teller(
     return done
 
 
-def _is_baked(engine: EngineInfo | None) -> bool:
-    return engine is not None and engine.weights == "baked"
-
-
-def _file(engine: EngineInfo | None, graph: str) -> str:
-    return f"{graph}{GRAPH if engine is None else ENGINE}"
-
-
 def _ignore(*_: object) -> None: ...
 
 
 def _dtype(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
-
-
-def _model(program: Program) -> ModelInfo:
-    return ModelInfo(program.identity.model, program.identity.config_sha256)
-
-
-def _inputs(program: Program) -> tuple[InputInfo, ...]:
-    return tuple(
-        InputInfo(entry.name, entry.shape, _dtype(entry.dtype), entry.role)
-        for entry in program.inputs
-    )
-
-
-def _outputs(program: Program) -> tuple[OutputInfo, ...]:
-    values = [node.meta["val"] for node in flat_outputs(program.graph_module.graph)]
-    return tuple(
-        OutputInfo(name, tuple(value.shape), _dtype(value.dtype))
-        for name, value in zip(program.outputs, values, strict=True)
-    )
-
-
-def _slot(slot: Slot, storage: int) -> SlotInfo:
-    return SlotInfo(slot.name, slot.site, slot.kind, slot.shape, _dtype(slot.dtype), storage)
-
-
-def _bucket(bucket: Bucket, lowered: Lowered, engine: EngineInfo | None) -> BucketInfo:
-    return BucketInfo(
-        name=bucket.name,
-        graph=_file(engine, bucket.name),
-        steps=bucket.steps,
-        inputs=bucket.program.arguments,
-        reads=lowered.inputs[len(bucket.program.arguments) :],
-        writes=lowered.outputs[len(bucket.program.outputs) :],
-        methods={name: str(method) for name, method in bucket.methods.items()},
-        multiply_adds=lowered.multiply_adds,
-        weights=() if _is_baked(engine) else lowered.names,
-    )
 
 
 def _conditioning(program: Program) -> Mapping[str, torch.Tensor]:
