@@ -99,7 +99,12 @@ def multiply_adds(tokens: int, head_dim: int, window: Window) -> int:
 
 
 def blocked_window_attention(
-    query: Tensor, key: Tensor, value: Tensor, window: Window, scale: float
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    window: Window,
+    scale: float,
+    most_scores: int = MOST_SCORES,
 ) -> Tensor:
     """Attend within a window, as dense attention over blocks of queries and their nearby keys.
 
@@ -114,6 +119,7 @@ def blocked_window_attention(
         value: [..., tokens, value_dim], of the query's dtype.
         window: which keys a query may see.
         scale: factor on the scores.
+        most_scores: scores that one call may hold.
 
     Returns:
         [..., tokens, value_dim], of the query's dtype.
@@ -129,7 +135,7 @@ def blocked_window_attention(
         )
     if query.dim() != 4:
         four = [part.reshape(1, -1, *part.shape[-2:]) for part in (query, key, value)]
-        output = blocked_window_attention(four[0], four[1], four[2], window, scale)
+        output = blocked_window_attention(four[0], four[1], four[2], window, scale, most_scores)
         return output.reshape(*query.shape[:-2], *output.shape[-2:])
     blocks = blocks_of(tokens, window)
     if len(blocks) == 1 and blocks[0].uniform:
@@ -137,7 +143,8 @@ def blocked_window_attention(
     mask = None
     if not all(block.uniform for block in blocks):
         mask = _mask(blocks[0].stop, window, query)
-    groups = list(_groups(blocks, tokens, window, query.shape[0] * query.shape[1]))
+    heads = query.shape[0] * query.shape[1]
+    groups = list(_groups(blocks, tokens, window, most_scores // heads))
     queries = torch.split(query, [group[-1].stop - group[0].start for group in groups], dim=2)
     outputs = [
         functional.scaled_dot_product_attention(
@@ -153,7 +160,7 @@ def blocked_window_attention(
 
 
 def _groups(
-    blocks: Iterable[Block], tokens: int, window: Window, heads: int
+    blocks: Iterable[Block], tokens: int, window: Window, most_scores: int
 ) -> Iterator[list[Block]]:
     """Yield the blocks, in order, in groups that attend together: those alike, up to a limit.
 
@@ -161,10 +168,10 @@ def _groups(
         blocks: all of them.
         tokens: length of the sequence.
         window: which keys a query may see.
-        heads: of all samples.
+        most_scores: that a group may hold for one head of one sample.
     """
     size = query_block(tokens, window)
-    most = max(1, MOST_SCORES // (heads * size * (size + 2 * window.radius)))
+    most = max(1, most_scores // (size * (size + 2 * window.radius)))
     group: list[Block] = []
     for block in blocks:
         whole = block.stop - block.start == size

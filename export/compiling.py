@@ -26,6 +26,7 @@ from ditc.runtime.recorded import recorded_name
 from ditc.runtime.sampler import SamplerTable
 from ditc.runtime.targets import PRECISIONS, WEIGHTS_MODES, parse_target
 
+from .batching import Batches, batches_of, dynamic_info, lower_range, range_parts
 from .building import Job, build, usable_cores
 from .bundle import records, staged
 from .cache import EngineCache, default_cache, key_of
@@ -64,6 +65,7 @@ def compile(  # noqa: A001 (the contract's name)
     log: Callable[[str], object] | None = None,
     prologue: bool = True,
     weights: str = "inputs",
+    dynamic: Mapping[str, tuple[int, int]] | None = None,
 ) -> Path:
     """Lower every bucket of a schedule and write the bundle.
 
@@ -86,6 +88,7 @@ def compile(  # noqa: A001 (the contract's name)
             worth what is kept for it.
         weights: `inputs` for engines that take their weights from the bundle's one store; `baked`
             for engines that hold them, a model's weights each.
+        dynamic: `{"batch": (1, 8)}` for graphs that serve 1 to 8 samples at once.
 
     Returns:
         The bundle's folder.
@@ -111,6 +114,7 @@ def compile(  # noqa: A001 (the contract's name)
     if table is not None:
         _check_timestep(sched.program, table)
         _check_variance(sched.program, table)
+    batches = batches_of(sched, dynamic, prologue=prologue)
     if prologue:
         sched = sched.on(split_prologue(sched.program, sched.steps))
     place = Path(out_dir)
@@ -118,7 +122,7 @@ def compile(  # noqa: A001 (the contract's name)
     workers = jobs or usable_cores()
     with staged(place) as folder:
         told = _teller(progress, log, {bucket.name for bucket in sched.buckets})
-        lowered = _lowered(sched, kept, workers, told)
+        lowered = _lowered(sched, kept, workers, told, batches)
         owner = {bucket.name: bucket.program for bucket in sched.buckets}
         parts = (entries(graph, owner.get(name, sched.program)) for name, graph in lowered.items())
         store = write_store(merge(parts), folder / WEIGHTS_FILE)
@@ -165,6 +169,7 @@ def compile(  # noqa: A001 (the contract's name)
                 sched.program, lowered, partial(file_of, engine), baked=is_baked(engine)
             ),
             engine=engine,
+            dynamic=dynamic_info(batches, lowered),
         )
         (folder / MANIFEST_FILE).write_text(manifest.to_json(), encoding="utf-8")
     return place
@@ -245,13 +250,32 @@ def _check_dtypes(program: Program, precision: str) -> None:
 
 
 def _lowered(
-    sched: Schedule, cache: EngineCache, workers: int, done: Callable[[str, bool], object]
+    sched: Schedule,
+    cache: EngineCache,
+    workers: int,
+    done: Callable[[str, bool], object],
+    batches: Batches | None,
 ) -> dict[str, Lowered]:
     program = program_digest(sched.program)
+    if batches is not None:
+        traced = [program_digest(other.program) for other in batches.traced]
+        program = f"{program} {traced} up to {batches.most}"
     jobs = [
-        Job(bucket.name, _key(bucket, program), partial(lower, bucket)) for bucket in sched.buckets
+        Job(bucket.name, _key(bucket, program), _make(bucket, batches)) for bucket in sched.buckets
     ]
-    return build([*jobs, *part_jobs(sched.program, "fp32")], cache, workers, done)
+    parts = (
+        part_jobs(sched.program, "fp32")
+        if batches is None
+        else range_parts(batches, sched.program.samples, "fp32")
+    )
+    return build([*jobs, *parts], cache, workers, done)
+
+
+def _make(bucket: Bucket, batches: Batches | None) -> Callable[[], Lowered]:
+    if batches is None:
+        return partial(lower, bucket)
+    first, second = batches.buckets(bucket.name)
+    return partial(lower_range, first, second, bucket.program.samples, batches.most)
 
 
 def _key(bucket: Bucket, program: str) -> str:

@@ -21,7 +21,7 @@ from ditc.passes.window import Window
 from ditc.passes.window_nodes import WINDOWED, Windowed, read_windowed
 
 from .arrow_blocks import blocked_arrow_attention
-from .blocks import blocked_window_attention
+from .blocks import MOST_SCORES, blocked_window_attention
 from .fold_constants import add_constant
 from .site_names import SITE
 from .tile_blocks import blocked_tile_attention
@@ -31,9 +31,14 @@ __all__ = ["LowerWindows"]
 
 @dataclass(frozen=True)
 class LowerWindows(Pass):
-    """Inline the blocked form of every window attention: standard aten operators only."""
+    """Inline the blocked form of every window attention: standard aten operators only.
+
+    Attributes:
+        most_scores: scores that one attention over blocks may hold.
+    """
 
     name: ClassVar[str] = "lower-windows"
+    most_scores: int = MOST_SCORES
 
     def rewrite(self, graph: fx.Graph) -> int:
         """Replace window attentions and return how many."""
@@ -42,7 +47,7 @@ class LowerWindows(Pass):
         for node in nodes:
             form = (tuple(shape_of(source) for source in _sources(node)), read_windowed(node))
             if form not in bodies:
-                bodies[form] = _trace(node)
+                bodies[form] = _trace(node, self.most_scores)
             _inline(graph, node, bodies[form])
         return len(nodes)
 
@@ -50,22 +55,26 @@ class LowerWindows(Pass):
 class _Blocked(torch.nn.Module):
     """Window attention over blocks, as a module that can be exported."""
 
-    def __init__(self, form: Windowed) -> None:
+    def __init__(self, form: Windowed, most_scores: int) -> None:
         super().__init__()
-        self.attend = _attention(form)
+        self.attend = _attention(form, most_scores)
 
     def forward(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
         return self.attend(query, key, value)
 
 
-def _attention(form: Windowed) -> Callable[..., torch.Tensor]:
+def _attention(form: Windowed, most_scores: int) -> Callable[..., torch.Tensor]:
     """Return the function over query, key and value that computes a window attention in blocks."""
     window, text, scale = form.window, form.text, form.scale
     if isinstance(window, TileWindow):
-        return partial(blocked_tile_attention, window=window, text=text, scale=scale)
+        return partial(
+            blocked_tile_attention, window=window, text=text, scale=scale, most_scores=most_scores
+        )
     assert isinstance(window, Window)
     if text[0] == text[1]:
-        return partial(blocked_window_attention, window=window, scale=scale)
+        return partial(
+            blocked_window_attention, window=window, scale=scale, most_scores=most_scores
+        )
     return partial(blocked_arrow_attention, window=window, text=text, scale=scale)
 
 
@@ -74,10 +83,10 @@ def _sources(node: fx.Node) -> list[fx.Node]:
     return [source for source in node.args[:3] if isinstance(source, fx.Node)]
 
 
-def _trace(node: fx.Node) -> fx.GraphModule:
+def _trace(node: fx.Node, most_scores: int) -> fx.GraphModule:
     values = [source.meta["val"] for source in _sources(node)]
     example = tuple(torch.zeros(value.shape, dtype=value.dtype) for value in values)
-    module = _Blocked(read_windowed(node))
+    module = _Blocked(read_windowed(node), most_scores)
     body = unlift(torch.export.export(module, example, strict=False))
     run((CleanInference(),), body)
     _fold(body)

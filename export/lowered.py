@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -88,6 +88,8 @@ class Lowered:
         weights: where each weight it refers to comes from, by the name it has in the store.
         constants: other tensors it refers to, named after their content.
         multiply_adds: of one run.
+        axes: of inputs and outputs by name the axis that holds the batch, where the graph serves
+            several; else empty.
     """
 
     graph: bytes
@@ -96,6 +98,7 @@ class Lowered:
     weights: Mapping[str, Source]
     constants: Mapping[str, torch.Tensor]
     multiply_adds: int
+    axes: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -115,6 +118,7 @@ def pack(lowered: Lowered) -> bytes:
             "outputs": lowered.outputs,
             "weights": {name: asdict(source) for name, source in sorted(lowered.weights.items())},
             "multiply_adds": lowered.multiply_adds,
+            "axes": dict(lowered.axes),
         },
         sort_keys=True,
     )
@@ -148,6 +152,7 @@ def unpack(raw: bytes, path: str) -> Lowered | None:
                 if name.startswith(CONSTANT)
             },
             multiply_adds=found["multiply_adds"],
+            axes=found["axes"],
         )
     except (SafetensorError, OSError, KeyError, TypeError, ValueError):
         return None

@@ -13,7 +13,7 @@ import torch
 from torch import fx
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from ditc.passes.base import run
+from ditc.passes.base import Pass, run
 from ditc.passes.counting import multiply_adds
 from ditc.passes.graphs import copy_module, weight
 from ditc.passes.program import Program
@@ -21,6 +21,7 @@ from ditc.passes.remove_dead_code import RemoveDeadCode
 from ditc.passes.scheduling import Bucket
 from ditc.runtime.errors import LoweringError, PassError
 
+from .blocks import MOST_SCORES
 from .drop_squeezes import DropSqueezes
 from .expand_masks import ExpandMasks
 from .fold_constants import FoldConstants
@@ -38,18 +39,25 @@ NOWHERE = "store"
 """Where weights lie until they have a place in a bundle."""
 INLINE_BYTES = 1024
 """Constants up to this size stay in the graph's file."""
-PIPELINE = (
-    FoldConstants(),
-    LowerWindows(),
-    DropSqueezes(),
-    ExpandMasks(),
-    TransposeWeights(),
-    RemoveDeadCode(),
-)
 
 
-def lower(bucket: Bucket) -> Lowered:
+def _pipeline(most_scores: int) -> tuple[Pass, ...]:
+    return (
+        FoldConstants(),
+        LowerWindows(most_scores),
+        DropSqueezes(),
+        ExpandMasks(),
+        TransposeWeights(),
+        RemoveDeadCode(),
+    )
+
+
+def lower(bucket: Bucket, most_scores: int = MOST_SCORES) -> Lowered:
     """Lower a bucket's graph.
+
+    Args:
+        bucket: whose graph.
+        most_scores: scores that one attention over a window's blocks may hold.
 
     Raises:
         LoweringError: naming the bucket, if an operator has no ONNX counterpart.
@@ -57,7 +65,8 @@ def lower(bucket: Bucket) -> Lowered:
     program = bucket.program
     inputs = [*program.arguments, *(slot.name for slot in bucket.reads)]
     outputs = [*program.outputs, *(slot.name for slot in bucket.writes)]
-    return lower_graph(bucket.graph_module, inputs, outputs, program, f"bucket {bucket.name}")
+    where = f"bucket {bucket.name}"
+    return lower_graph(bucket.graph_module, inputs, outputs, program, where, most_scores)
 
 
 def lower_graph(
@@ -66,6 +75,7 @@ def lower_graph(
     outputs: Sequence[str],
     program: Program,
     where: str,
+    most_scores: int = MOST_SCORES,
 ) -> Lowered:
     """Lower a graph of a program.
 
@@ -77,13 +87,14 @@ def lower_graph(
         outputs: names for its outputs, in order.
         program: whose weights it uses.
         where: what to call it in messages.
+        most_scores: as for `lower`.
 
     Raises:
         LoweringError: if an operator has no ONNX counterpart.
     """
     module = copy_module(graph_module)
     mark_sites(module.graph, program)
-    run(PIPELINE, module)
+    run(_pipeline(most_scores), module)
     weights = _lift(module, program)
     model = _translate(where, module)
     constants = _constants(model)

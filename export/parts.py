@@ -16,7 +16,7 @@ from .cache import key_of
 from .lowered import Lowered
 from .onnx import lower_graph
 
-__all__ = ["part_jobs", "prologue_info"]
+__all__ = ["ALL_STEPS", "part_jobs", "prologue_info"]
 
 PROMPT, STEP, ALL_STEPS = "prologue-prompt", "prologue-step", "prologue-all-steps"
 

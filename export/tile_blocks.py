@@ -30,6 +30,7 @@ def blocked_tile_attention(
     window: TileWindow,
     text: tuple[int, int],
     scale: float,
+    most_scores: int = MOST_SCORES,
 ) -> Tensor:
     """Attend within a window of tiles and to all text; text attends to everything.
 
@@ -43,6 +44,7 @@ def blocked_tile_attention(
         window: which image tokens an image token sees; the image tokens are in its tile order.
         text: half-open range of text tokens, at one end of the sequence; may be empty.
         scale: factor on the scores.
+        most_scores: scores that one call may hold.
 
     Returns:
         [..., tokens, value_dim], of the query's dtype.
@@ -55,15 +57,15 @@ def blocked_tile_attention(
     _check(query, key, value, window, text)
     if query.dim() != 4:
         four = [part.reshape(1, -1, *part.shape[-2:]) for part in (query, key, value)]
-        output = blocked_tile_attention(four[0], four[1], four[2], window, text, scale)
+        output = blocked_tile_attention(four[0], four[1], four[2], window, text, scale, most_scores)
         return output.reshape(*query.shape[:-2], *output.shape[-2:])
     tokens = window.layout.tokens
     if window.pairs(tokens) == tokens**2:
         return functional.scaled_dot_product_attention(query, key, value, scale=scale)
     if not words:
-        return _image(query, key, value, window, text, scale)
+        return _image(query, key, value, window, text, scale, most_scores)
     told, image = text_and_image(query, text)
-    seen = _image(image, key, value, window, text, scale)
+    seen = _image(image, key, value, window, text, scale, most_scores)
     told = functional.scaled_dot_product_attention(told, key, value, scale=scale)
     return torch.cat([told, seen] if text[0] == 0 else [seen, told], dim=2)
 
@@ -93,9 +95,10 @@ def _image(
     window: TileWindow,
     text: tuple[int, int],
     scale: float,
+    most_scores: int,
 ) -> Tensor:
     """Return the attention of image tokens, which `query` holds alone, in tile order."""
-    groups = list(_groups(window, text, query.shape[0] * query.shape[1]))
+    groups = list(_groups(window, text, most_scores // (query.shape[0] * query.shape[1])))
     tiles = [tile for group in groups for tile in group]
     ordered = tiles == sorted(tiles)
     ranges = window.layout.ranges
@@ -116,14 +119,20 @@ def _image(
     return output if ordered else output.index_select(2, places.argsort())
 
 
-def _groups(window: TileWindow, text: tuple[int, int], heads: int) -> Iterator[list[int]]:
-    """Yield the tiles in groups that attend together: as many queries and keys, up to a limit."""
+def _groups(window: TileWindow, text: tuple[int, int], most_scores: int) -> Iterator[list[int]]:
+    """Yield the tiles in groups that attend together: as many queries and keys, up to a limit.
+
+    Args:
+        window: the tiles.
+        text: half-open range of text tokens.
+        most_scores: that a group may hold for one head of one sample.
+    """
     alike: dict[tuple[int, int], list[int]] = {}
     for tile, (first, last) in enumerate(window.layout.ranges):
         keys = sum(stop - start for start, stop in window.runs[tile]) + text[1] - text[0]
         alike.setdefault((last - first, keys), []).append(tile)
     for (queries, keys), tiles in alike.items():
-        most = max(1, MOST_SCORES // (heads * queries * keys))
+        most = max(1, most_scores // (queries * keys))
         for start in range(0, len(tiles), most):
             yield tiles[start : start + most]
 

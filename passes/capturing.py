@@ -1,7 +1,7 @@
 """Capture a denoiser: module and arguments → aten graph, inputs, sites."""
 
 from collections.abc import Mapping, Set
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import fx
@@ -18,6 +18,7 @@ from .grid import token_grid
 from .identity import CFG_LAYOUTS, in_batch
 from .program import CfgLayout, Identity, Input, Program, Role, flatten, stack
 from .remove_dead_code import RemoveDeadCode
+from .resizing import resized
 from .sites import find_sites
 from .told import Told
 from .unlifting import unlift
@@ -102,11 +103,45 @@ def capture(
         told=told or Told(),
         grid=token_grid(sites, tuple(example[held].shape), _channels(module), given),
         weights=weights,
+        again=_Again(module, kwargs, cfg, latents, timestep, unconditional, told, weights),
     )
     if unconditional is None:
         return program
     bound = zip(inputs, program.bind(unconditional), strict=True)
     return replace(program, unconditional={entry.name: value.clone() for entry, value in bound})
+
+
+@dataclass(frozen=True, eq=False)
+class _Again:
+    """Captures a call again, with another number of samples."""
+
+    module: torch.nn.Module
+    kwargs: Mapping[str, object]
+    cfg: CfgLayout | None
+    latents: str | None
+    timestep: str | None
+    unconditional: Mapping[str, object] | None
+    told: Told | None
+    weights: Weights | None
+
+    def __call__(self, program: Program, samples: int) -> Program:
+        rows, halves = program.latents.shape[0], 2 if in_batch(self.cfg) else 1
+        given, other = (
+            None if call is None else resized(call, rows, halves, samples)
+            for call in (self.kwargs, self.unconditional)
+        )
+        assert given is not None
+        found = capture(
+            self.module,
+            given,
+            self.cfg,
+            latents=self.latents,
+            timestep=self.timestep,
+            unconditional=other,
+            told=self.told,
+            weights=self.weights,
+        )
+        return replace(found, again=replace(self, kwargs=given, unconditional=other))
 
 
 def _channels(module: torch.nn.Module) -> int | None:

@@ -46,6 +46,14 @@ class Cut:
     prompt: frozenset[fx.Node]
     step: frozenset[fx.Node]
 
+    def on(self, graph: fx.Graph) -> "Cut":
+        """Return the cut of another graph whose nodes have the same names."""
+        prompt, step = ({node.name for node in part} for part in (self.prompt, self.step))
+        return Cut(
+            frozenset(node for node in graph.nodes if node.name in prompt),
+            frozenset(node for node in graph.nodes if node.name in step),
+        )
+
 
 def best_cut(
     module: fx.GraphModule, level: Mapping[fx.Node, Level], pinned: Set[fx.Node], steps: int

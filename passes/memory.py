@@ -14,7 +14,7 @@ def weight_bytes(program: Program) -> int:
     module = program.graph_module
     names = {str(node.target) for node in module.graph.find_nodes(op="get_attr")}
     held = {
-        (found.untyped_storage().data_ptr(), found.storage_offset(), found.shape): _bytes(found)
+        (found.untyped_storage()._cdata, found.storage_offset(), found.shape): _bytes(found)
         for found in (weight(module, name) for name in names)
     }
     return sum(held.values())

@@ -1,6 +1,6 @@
 """Programs, their inputs, sites and slots: what the passes work on."""
 
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Callable, Iterator, Mapping, Set
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -140,6 +140,8 @@ class Program:
             that can't be told.
         prologue: what was taken out of the graph to run before the steps, if anything was.
         weights: where the values of weights on the meta device lie, None if all are loaded.
+        again: captures the module with another number of samples, given this and that number;
+            None for a program that wasn't captured from a module.
     """
 
     graph_module: fx.GraphModule
@@ -158,6 +160,7 @@ class Program:
     grid: tuple[int, ...] | None = None
     prologue: Prologue | None = None
     weights: Weights | None = None
+    again: "Callable[[Program, int], Program] | None" = field(default=None, repr=False)
 
     def __call__(self, **kwargs: object) -> object:
         """Run the captured graph.
@@ -209,6 +212,20 @@ class Program:
     def feed(self) -> Feed:
         """Return what makes the graph's arguments from what `bind` returns."""
         return Feed(self.prologue, tuple(entry.name for entry in self.inputs), self.arguments)
+
+    def resized(self, samples: int) -> "Program":
+        """Return the module captured anew with its example's samples repeated, or some of them.
+
+        What was made of this program since it was captured isn't made of that one.
+
+        Raises:
+            CaptureError: if the module can't be captured so.
+        """
+        if self.again is None:
+            raise CaptureError(
+                "the program doesn't know the module that it is of: capture it for the batch"
+            )
+        return self.again(self, samples)
 
     def site(self, name: str) -> Site | None:
         """Return the site of that name, None if there is none."""

@@ -11,7 +11,7 @@ from dataclasses import replace
 from torch import fx
 
 from .counting import multiply_adds
-from .cutting import best_cut
+from .cutting import Cut, best_cut
 from .dependence import levels
 from .graphs import copy_module, find, flat_outputs, weight
 from .program import Program, Site
@@ -22,7 +22,7 @@ from .verify import verify, verify_values
 __all__ = ["split_prologue"]
 
 
-def split_prologue(program: Program, steps: int) -> Program:
+def split_prologue(program: Program, steps: int, like: Program | None = None) -> Program:
     """Return a program that computes the same, with a prologue; itself if none is worth it.
 
     Its graph takes values of the prologue in the place of inputs that only they were made from.
@@ -32,10 +32,12 @@ def split_prologue(program: Program, steps: int) -> Program:
     Args:
         program: a program without a prologue.
         steps: how many steps there are, for each of which a step's values are kept.
+        like: the same module at another batch size, for which it is decided what leaves.
     """
     module = program.graph_module
-    level = levels(program)
-    cut = best_cut(module, level, _pinned(program), steps)
+    cut = _cut(program if like is None else like, steps)
+    if like is not None:
+        cut = cut.on(module.graph)
     hoisted = cut.prompt | cut.step
     crossing = [
         node for node in module.graph.nodes if node in hoisted and set(node.users) - hoisted
@@ -64,6 +66,10 @@ def split_prologue(program: Program, steps: int) -> Program:
         sites=tuple(_left(site, main.graph) for site in program.sites if _stays(site, main.graph)),
         prologue=prologue,
     )
+
+
+def _cut(program: Program, steps: int) -> Cut:
+    return best_cut(program.graph_module, levels(program), _pinned(program), steps)
 
 
 def _pinned(program: Program) -> set[fx.Node]:

@@ -1,15 +1,16 @@
 """Open a bundle and run it: numpy in, numpy out."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from .backends import backend_of
+from .batches import repeated
 from .binding import bind
 from .calls import calls_of, in_batch
-from .engine import Array, Backend, Engine, OnDevice
+from .engine import Array, Backend, Engine, OnDevice, Resizable
 from .errors import BundleError, EngineError
 from .feed import Feed
 from .files import check_files, read_text
@@ -21,7 +22,7 @@ from .guidance import (
     latents_shape,
     learned_variance,
 )
-from .inputs import check_array, check_finite, check_names
+from .inputs import as_array, check_array, check_finite, check_names
 from .manifest import MANIFEST_FILE, WEIGHTS_FILE, InputInfo, Manifest
 from .recorded import read_recorded
 from .sampler import SamplerState, SamplerTable
@@ -51,11 +52,12 @@ class Bundle:
     ) -> None:
         self.manifest = manifest
         self._recorded = recorded
-        self._feeds = {call: Feed(manifest, engines) for call in calls_of(manifest.cfg)}
-        self.feed = self._feeds[calls_of(manifest.cfg)[0]]
         self._ledger = SlotLedger(manifest.runs, manifest.storages)
         self._numbers = {(run.step, run.call): n for n, run in enumerate(manifest.runs)}
+        self._sized = manifest
+        self._engines = engines
         self._bound = bind(manifest, engines)
+        self._start_feeds()
 
     @classmethod
     def open(
@@ -67,6 +69,7 @@ class Bundle:
         prepack: bool | None = None,
         cuda_graphs: bool = False,
         backend: Backend | None = None,
+        batch: int | None = None,
     ) -> "Bundle":
         """Check a bundle's files and load its buckets.
 
@@ -78,6 +81,8 @@ class Bundle:
                 bucket; None or False for one copy in all.
             cuda_graphs: whether the work of a TensorRT engine is launched as one graph.
             backend: what runs the graphs, in place of what the bundle was compiled for.
+            batch: samples at most that are run at once, for a bundle that serves a range: slots
+                take memory for so many. All of the range if None.
 
         Raises:
             BundleError: if a file is missing, altered, of another version or malformed.
@@ -87,12 +92,14 @@ class Bundle:
         root = Path(path).resolve()
         if not root.is_dir():
             raise BundleError(f"{root}: is no folder, expected a bundle; compile one there")
-        manifest = Manifest.from_json(read_text(root, MANIFEST_FILE))
+        manifest = whole = Manifest.from_json(read_text(root, MANIFEST_FILE))
+        if batch is not None:
+            manifest = whole.up_to(_count(batch))
         if backend is None:
             backend = backend_of(manifest, providers, threads, prepack, cuda_graphs)
         check_files(root, manifest.files)
         weights = map_tensors(root / WEIGHTS_FILE) if WEIGHTS_FILE in manifest.files else {}
-        return cls(manifest, backend.load(root, manifest, weights), read_recorded(root, manifest))
+        return cls(manifest, backend.load(root, manifest, weights), read_recorded(root, whole))
 
     @property
     def device_bytes(self) -> int | None:
@@ -105,12 +112,21 @@ class Bundle:
         """Return the number of steps, T."""
         return self.manifest.steps
 
+    def _start_feeds(self) -> None:
+        """Forget what was run before the steps."""
+        calls = calls_of(self.manifest.cfg)
+        self._feeds = {call: Feed(self._sized, self._engines) for call in calls}
+        self.feed = self._feeds[calls[0]]
+
     def reset(self) -> None:
         """Forget what the slots hold; step 0 does so too."""
         self._ledger.reset()
 
     def step(self, k: int, call: str = "", /, **arrays: npt.ArrayLike) -> Array | dict[str, Array]:
         """Run the denoiser at step `k`, from 0, with every program input in full captured shape.
+
+        A bundle that serves a range of batch sizes takes any of them; steps that follow each
+        other take the same.
 
         Args:
             k: the step.
@@ -139,6 +155,7 @@ class Bundle:
         negative: Mapping[str, npt.ArrayLike] | None = None,
         latents: npt.ArrayLike | None = None,
         noise: npt.ArrayLike | None = None,
+        batch: int | None = None,
         callback: Callback | None = None,
         **conditioning: npt.ArrayLike,
     ) -> Latents:
@@ -153,6 +170,8 @@ class Bundle:
             negative: unconditional halves by name.
             latents: x_0 instead of noise, already of the sampler's initial scale.
             noise: [T, latents], the steps' noise instead of the seed's.
+            batch: samples, for a bundle that serves a range; as many as captured if None. What is
+                recorded of the conditioning is repeated in turn for them.
             callback: called after each step with its number, T, and a copy of the latents.
 
         Returns:
@@ -166,8 +185,9 @@ class Bundle:
         """
         table, model_latents = self._sampler()
         scale = self._guidance_scale(guidance_scale)
+        sized = self._resize(self.manifest.samples if batch is None else _count(batch))
         full = self._conditions(conditioning, negative or {})
-        shape = latents_shape(self.manifest, model_latents)
+        shape = latents_shape(sized, sized.input_of("latents") or model_latents)
         draw = _generator(seed)
         x = _initial_latents(draw, table, shape, latents)
         given = None if noise is None else _as_float32("noise", noise, (table.steps, *shape))
@@ -201,6 +221,22 @@ class Bundle:
             found[call] = self._run(k, call, inputs, same_prompt=k > 0)[name]
         return found[""] if "" in found else np.concatenate([found["cond"], found["uncond"]])
 
+    def _resize(self, samples: int) -> Manifest:
+        """Return the manifest with the shapes of so many samples; other slots hold nothing then."""
+        if samples != self._sized.samples:
+            self._sized = self.manifest.at(samples)
+            self._ledger.reset()
+            parts = (self._engines[graph.name] for graph in self.manifest.graphs)
+            for engine in {id(engine): engine for engine in (*parts, *self._runners())}.values():
+                if not isinstance(engine, Resizable):
+                    raise EngineError("the bundle's engines serve one batch size only")
+                engine.resize(self._sized)
+            self._start_feeds()
+        return self._sized
+
+    def _runners(self) -> Iterator[Engine]:
+        return (engine for _, engine in self._bound)
+
     def _run(
         self, k: int, call: str, arrays: Mapping[str, Array], *, same_prompt: bool = False
     ) -> dict[str, Array]:
@@ -216,9 +252,10 @@ class Bundle:
         self, given: Mapping[str, npt.ArrayLike], negative: Mapping[str, npt.ArrayLike]
     ) -> Mapping[str, Mapping[str, Array]]:
         """Return the conditioning of each call."""
+        recorded = {call: repeated(self._sized, held) for call, held in self._recorded.items()}
         if self.manifest.calls:
-            return condition_calls(self.manifest, self._recorded, given, negative)
-        return {"": condition(self.manifest, self._recorded[""], given, negative)}
+            return condition_calls(self._sized, recorded, given, negative)
+        return {"": condition(self._sized, recorded[""], given, negative)}
 
     def _check_step(self, k: int, call: str) -> None:
         if not isinstance(k, int | np.integer) or k not in range(self.steps):
@@ -233,7 +270,9 @@ class Bundle:
         for name in names:
             if name not in arrays:
                 raise EngineError(f"input {name!r} is missing, expected {', '.join(names)}")
-        return {info.name: check_array(info, arrays[info.name]) for info in self.manifest.inputs}
+        shapes = {name: as_array(name, array).shape for name, array in arrays.items()}
+        sized = self._resize(self.manifest.samples_of(shapes))
+        return {info.name: check_array(info, arrays[info.name]) for info in sized.inputs}
 
     def _sampler(self) -> tuple[SamplerTable, InputInfo]:
         latents = self.manifest.input_of("latents")
@@ -261,7 +300,7 @@ class Bundle:
         self, latents: Latents, timestep: float, conditioning: Mapping[str, Array]
     ) -> dict[str, Array]:
         inputs = dict(conditioning)
-        for info in self.manifest.inputs:
+        for info in self._sized.inputs:
             if info.role == "latents":
                 whole = in_batch(self.manifest.cfg)
                 batch = np.concatenate([latents, latents]) if whole else latents
@@ -269,6 +308,12 @@ class Bundle:
             if info.role == "timestep":
                 inputs[info.name] = np.full(info.shape, timestep, info.dtype)
         return inputs
+
+
+def _count(batch: int) -> int:
+    if isinstance(batch, bool) or not isinstance(batch, int | np.integer):
+        raise EngineError(f"batch is {batch!r}, expected a number of samples")
+    return int(batch)
 
 
 def _generator(seed: int) -> np.random.Generator:

@@ -35,6 +35,7 @@ def check_manifest(manifest: "Manifest") -> None:
         _check_prologue(manifest, manifest.prologue)
     _check_runs(manifest)
     _check_halves(manifest)
+    _check_dynamic(manifest)
     if manifest.sampler is not None and manifest.sampler.steps != manifest.steps:
         raise BundleError(
             f"sampler: has {manifest.sampler.steps} steps, expected the bundle's {manifest.steps}"
@@ -147,6 +148,35 @@ def _check_halves(manifest: "Manifest") -> None:
             f"input {latents.name!r}: has shape {list(latents.shape)}, expected an even batch "
             f"for the two halves of cfg {manifest.cfg!r}"
         )
+
+
+def _check_dynamic(manifest: "Manifest") -> None:
+    """Check that the batch axes are there, and multiples of the samples that shapes are of."""
+    dynamic, latents = manifest.dynamic, manifest.input_of("latents")
+    if dynamic is None:
+        return
+    if latents is None or dynamic.axes.get(latents.name) != 0:
+        raise BundleError("dynamic.axes: the latents' batch isn't axis 0, compile the bundle again")
+    if not dynamic.least <= manifest.samples <= dynamic.most:
+        raise BundleError(
+            f"dynamic.batch: is {dynamic.least} to {dynamic.most}, expected {manifest.samples} "
+            "samples, as the shapes have, among them"
+        )
+    shapes = {
+        **{entry.name: entry.shape for entry in manifest.inputs},
+        **{entry.name: entry.shape for entry in manifest.outputs},
+        **{entry.name.partition("@")[0]: entry.shape for entry in manifest.slots},
+    }
+    if manifest.prologue is not None:
+        shapes.update({entry.name: entry.shape for entry in manifest.prologue.values})
+    for name, axis in dynamic.axes.items():
+        shape = shapes.get(name)
+        if shape is None or axis >= len(shape) or shape[axis] % manifest.samples:
+            found = "nothing" if shape is None else f"the shape {list(shape)}"
+            raise BundleError(
+                f"dynamic.axes: names axis {axis} of {name!r}, which has {found}, expected a "
+                f"multiple of {manifest.samples} samples there"
+            )
 
 
 def _check_listed(manifest: "Manifest") -> None:

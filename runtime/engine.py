@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from .manifest import Manifest
 
-__all__ = ["Array", "Backend", "Engine", "Rebindable"]
+__all__ = ["Array", "Backend", "Engine", "Rebindable", "Resizable"]
 
 Array = npt.NDArray[np.generic]
 
@@ -53,6 +53,19 @@ class OnDevice(Protocol):
     @property
     def used_bytes(self) -> int:
         """Bytes of the device's memory in use, by whomever."""
+        ...
+
+
+@runtime_checkable
+class Resizable(Protocol):
+    """An engine whose graph serves several batch sizes."""
+
+    def resize(self, sized: Manifest) -> None:
+        """Take the shapes of another number of samples, for inputs, outputs and slots.
+
+        Args:
+            sized: the manifest at that number; slots hold nothing then.
+        """
         ...
 
 

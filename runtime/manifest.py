@@ -5,13 +5,14 @@ which trusts nothing. `consistency.py` holds the rules that span several fields.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 
 from .arguments import ArgumentsInfo
 from .calls import CFG_LAYOUTS, CallInfo, Run, runs_of
 from .consistency import check_manifest
 from .curve import CurveInfo
+from .dynamic import DynamicInfo, Scale
 from .engine_info import EngineInfo
 from .entries import (
     MAX_COUNT,
@@ -23,7 +24,7 @@ from .entries import (
     OutputInfo,
     SlotInfo,
 )
-from .errors import BundleError
+from .errors import BundleError, EngineError
 from .fields import (
     JsonValue,
     canonical_json,
@@ -57,6 +58,7 @@ __all__ = [
     "WEIGHTS_FILE",
     "BucketInfo",
     "CurveInfo",
+    "DynamicInfo",
     "EngineInfo",
     "FileInfo",
     "InputInfo",
@@ -100,6 +102,7 @@ class Manifest:
         calls: what each call of a step runs, in order; empty where a step is one call.
         arguments: how the denoiser's own arguments become the inputs; None where nobody said.
         engine: what built the buckets' engines; None where they are ONNX graphs.
+        dynamic: the batch sizes its graphs serve; None where they serve the captured one alone.
 
     Raises:
         BundleError: if the fields contradict each other; the message names the field.
@@ -123,6 +126,7 @@ class Manifest:
     calls: tuple[CallInfo, ...] = ()
     arguments: ArgumentsInfo | None = None
     engine: EngineInfo | None = None
+    dynamic: DynamicInfo | None = None
 
     def __post_init__(self) -> None:
         check_manifest(self)
@@ -165,6 +169,70 @@ class Manifest:
             found[slot.storage] = max(found.get(slot.storage, 0), slot.nbytes)
         return found
 
+    @property
+    def samples(self) -> int:
+        """The samples that shapes are of, 0 without latents: half the batch under guidance."""
+        latents = self.input_of("latents")
+        if latents is None or not latents.shape:
+            return 0
+        in_batch = self.cfg in ("cond-first", "uncond-first")
+        return latents.shape[0] // 2 if in_batch else latents.shape[0]
+
+    @property
+    def batches(self) -> tuple[int, int]:
+        """The least and the most samples that the bundle serves."""
+        if self.dynamic is None:
+            return self.samples, self.samples
+        return self.dynamic.least, self.dynamic.most
+
+    def at(self, samples: int) -> "Manifest":
+        """Return the manifest with the shapes of another number of samples.
+
+        Raises:
+            EngineError: if the bundle doesn't serve so many.
+        """
+        least, most = self.batches
+        if not least <= samples <= most:
+            expected = f"{least} to {most}" if self.dynamic else f"{most}"
+            raise EngineError(
+                f"a batch of {samples} samples, expected {expected} as the bundle was compiled "
+                "for; compile it for others with --dynamic batch=LEAST..MOST"
+            )
+        before, dynamic = self.samples, self.dynamic
+        if dynamic is None or samples == before:
+            return self
+        scale = Scale(dynamic, before, samples)
+        return replace(
+            self,
+            inputs=tuple(scale.entry(entry) for entry in self.inputs),
+            outputs=tuple(scale.entry(entry) for entry in self.outputs),
+            slots=tuple(scale.entry(entry) for entry in self.slots),
+            prologue=None if self.prologue is None else self.prologue.scaled(scale),
+        )
+
+    def up_to(self, most: int) -> "Manifest":
+        """Return the manifest for no more samples than `most`, with those shapes.
+
+        Raises:
+            EngineError: if the bundle doesn't serve so many.
+        """
+        found = self.at(most)
+        if self.dynamic is None:
+            return found
+        return replace(found, dynamic=replace(self.dynamic, most=most))
+
+    def samples_of(self, shapes: Mapping[str, tuple[int, ...]]) -> int:
+        """Return how many samples tensors of these shapes hold, by the first that tells."""
+        if self.dynamic is None:
+            return self.samples
+        for entry in self.inputs:
+            axis = self.dynamic.axes.get(entry.name)
+            shape = shapes.get(entry.name)
+            if axis is not None and shape is not None and len(shape) == len(entry.shape):
+                rows = entry.shape[axis] // self.samples
+                return shape[axis] // rows
+        return self.samples
+
     def input_of(self, role: str) -> InputInfo | None:
         """Return the first input of a role, or None where there is none."""
         return next((info for info in self.inputs if info.role == role), None)
@@ -193,6 +261,7 @@ class Manifest:
             "weights_sha256": self.weights_sha256,
             "curve": None if self.curve is None else self.curve.to_json(),
             "prologue": None if self.prologue is None else self.prologue.to_json(),
+            "dynamic": None if self.dynamic is None else self.dynamic.to_json(),
             **self._optional(),
         }
 
@@ -257,6 +326,11 @@ class Manifest:
                 ArgumentsInfo.from_json(found["arguments"]) if "arguments" in found else None
             ),
             engine=EngineInfo.from_json(found["engine"], "engine") if "engine" in found else None,
+            dynamic=(
+                None
+                if found["dynamic"] is None
+                else DynamicInfo.from_json(found["dynamic"], "dynamic")
+            ),
         )
 
 

@@ -33,7 +33,7 @@ class NullBackend:
         }
 
 
-@dataclass(frozen=True)
+@dataclass
 class NullEngine:
     """Returns zeros of the outputs' shapes and dtypes."""
 
@@ -45,6 +45,11 @@ class NullEngine:
         """Return itself: it has no slots."""
         del slots
         return self
+
+    def resize(self, sized: Manifest) -> None:
+        """Return zeros of other shapes; see `Resizable.resize`."""
+        graph = next(graph for graph in sized.graphs if graph.name == self.bucket)
+        self.outputs = sized.outputs_of(graph)
 
     def run(self, arrays: Mapping[str, Array]) -> dict[str, Array]:
         """Note the inputs and return zeros."""

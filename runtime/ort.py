@@ -155,14 +155,22 @@ class OrtEngine:
         self._manifest = manifest
         self.storages = storages
         self._bucket = bucket
-        self._outputs = manifest.outputs_of(bucket)
         self._session = session
         self._binding = session.io_binding()
+        self._slots = {name: slot.name for name, slot in slots.items()}
+        self.resize(manifest)
+
+    def resize(self, sized: Manifest) -> None:
+        """Bind slots to their storages, in the shapes of a manifest; see `Resizable.resize`."""
+        graph = next(graph for graph in sized.graphs if graph.name == self._bucket.name)
+        self._outputs = sized.outputs_of(graph)
+        known = {slot.name: slot for slot in sized.slots}
+        slots = {name: known[slot] for name, slot in self._slots.items()}
         for name, bind in (
-            *((name, self._binding.bind_input) for name in bucket.reads),
-            *((name, self._binding.bind_output) for name in bucket.writes),
+            *((name, self._binding.bind_input) for name in graph.reads),
+            *((name, self._binding.bind_output) for name in graph.writes),
         ):
-            slot, memory = slots[name], storages[slots[name].storage]
+            slot, memory = slots[name], self.storages[slots[name].storage]
             device = memory.device_name()
             bind(name, device, 0, np.dtype(slot.dtype), slot.shape, memory.data_ptr())
 
@@ -258,7 +266,7 @@ def _allocate_slots(ort: ModuleType, manifest: Manifest, device: str) -> dict[in
     try:
         return {
             storage: ort.OrtValue.ortvalue_from_shape_and_type([size], np.uint8, device, 0)
-            for storage, size in manifest.storage_bytes.items()
+            for storage, size in manifest.at(manifest.batches[1]).storage_bytes.items()
         }
     except Exception as error:
         raise EngineError(

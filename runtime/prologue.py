@@ -1,7 +1,8 @@
 """What a manifest says of the graphs that run before the steps."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from .dynamic import Scale
 from .entries import MAX_COUNT, OutputInfo
 from .fields import (
     JsonValue,
@@ -111,6 +112,22 @@ class PrologueInfo:
         last = self.all_steps or self.step
         parts = (self.prompt, last)
         return sum(info.nbytes for part in parts if part is not None for info in part.outputs)
+
+    def scaled(self, scale: Scale) -> "PrologueInfo":
+        """Return the record at another number of samples."""
+
+        def part(info: PartInfo | None, in_front: int) -> PartInfo | None:
+            if info is None:
+                return None
+            outputs = tuple(scale.entry(entry, in_front) for entry in info.outputs)
+            return replace(info, outputs=outputs)
+
+        return replace(
+            self,
+            prompt=part(self.prompt, 0),
+            step=part(self.step, 0),
+            all_steps=part(self.all_steps, 1),
+        )
 
     def to_json(self) -> dict[str, JsonValue]:
         """Return the JSON object."""

@@ -108,7 +108,7 @@ def test_compile_a_factory(capsys: Capture, factory: Path) -> None:
     captured = capsys.readouterr()
     assert captured.err == "capture: done\ncompile: done\n"
     foretold, told = captured.out.splitlines()[:2]
-    assert foretold.startswith("in memory at once, predicted: 0.")
+    assert foretold.startswith("in memory at once, predicted for 2 samples: 0.")
     assert "of which 1 slots take 0.01 MB" in foretold
     assert told.startswith("out/bundle: 2 buckets for 2 steps, 0.")
     assert " of attention and " in captured.out

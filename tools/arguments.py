@@ -11,6 +11,7 @@ __all__ = [
     "add_compile_options",
     "add_engine_options",
     "add_search_options",
+    "batch_range",
     "limit",
     "positive",
     "seed",
@@ -125,6 +126,13 @@ def add_compile_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--jobs", type=positive, help="graphs to build at once (as many as cores)")
     parser.add_argument("--samples", type=positive, help="images at once (as the call makes)")
+    parser.add_argument(
+        "--dynamic",
+        type=batch_range,
+        metavar="batch=LEAST..MOST",
+        help="make graphs that serve so many samples at once, as batch=1..8; limits on bytes hold "
+        "for the most",
+    )
     parser.add_argument("--call", default="{}", help="the pipeline's arguments as a JSON object")
     parser.add_argument(
         "--ignore-model", action="store_true", help="use a plan that was made for another model"
@@ -168,6 +176,15 @@ def positive(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError(f"{value} is not at least 1")
     return value
+
+
+def batch_range(text: str) -> dict[str, tuple[int, int]]:
+    """Return the range of `batch=1..8`, both ends within it."""
+    name, equals, ends = text.partition("=")
+    least, dots, most = ends.partition("..")
+    if name != "batch" or not equals or not dots:
+        raise argparse.ArgumentTypeError(f"{text!r} is no range: expected batch=1..8")
+    return {"batch": (positive(least), positive(most))}
 
 
 def limit(text: str) -> int | str | None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ditc.export import compile as compile_bundle
 from ditc.passes import Plan, Program, Schedule, schedule, schedule_cost
+from ditc.passes.memory import weight_bytes
 from ditc.passes.merging import Latencies as SiteMilliseconds
 from ditc.runtime.errors import BundleError
 from ditc.runtime.files import MANIFEST_FILE, read_text
@@ -33,17 +34,20 @@ def build(options: argparse.Namespace) -> None:
         program = recording.capture()
         check_samples(options.model, program, options.samples)
         advance()
+    most = program.samples if options.dynamic is None else options.dynamic["batch"][1]
     sched = schedule(
         program,
         plan,
         max_buckets=options.max_buckets,
         near=None if options.near is None else _groups(options.near),
-        max_slot_bytes=options.max_slot_bytes,
-        max_memory_bytes=options.max_memory_bytes,
+        max_slot_bytes=_fewer(options.max_slot_bytes, 0, program.samples, most),
+        max_memory_bytes=_fewer(
+            options.max_memory_bytes, weight_bytes(program), program.samples, most
+        ),
         latencies=None if options.latency is None else _measured(options.latency, program, plan),
         ignore_model=options.ignore_model,
     )
-    sys.stdout.write("".join(f"{line}\n" for line in _foretold(sched)))
+    sys.stdout.write("".join(f"{line}\n" for line in _foretold(sched, most)))
     sys.stdout.flush()
     told: list[str] = []
     parts = 1 if options.target == "onnx" else 2  # graphs, and engines from them
@@ -60,6 +64,7 @@ def build(options: argparse.Namespace) -> None:
             log=told.append,
             prologue=not options.no_prologue,
             weights=options.weights,
+            dynamic=options.dynamic,
         )
     for obstacle in recording.obstacles:
         sys.stdout.write(f"no sampler in the bundle, which is to be attached: {obstacle}\n")
@@ -78,14 +83,30 @@ def build(options: argparse.Namespace) -> None:
     )
 
 
-def _foretold(sched: Schedule) -> Iterator[str]:
-    """Yield what is known before anything is built."""
+def _fewer(most_bytes: int | None, fixed: int, samples: int, most: int) -> int | None:
+    """Return a limit on bytes at the samples captured from that at the most of a range.
+
+    Args:
+        most_bytes: the limit.
+        fixed: bytes in it that don't grow with the samples.
+        samples: as captured.
+        most: of the range.
+    """
+    if most_bytes is None:
+        return None
+    return min(most_bytes, fixed + (most_bytes - fixed) * samples // most)
+
+
+def _foretold(sched: Schedule, most: int) -> Iterator[str]:
+    """Yield what is known before anything is built, of memory for the most samples."""
     if sched.dropped:
         names = ", ".join(slot.name for slot in sched.dropped)
         yield f"{len(sched.dropped)} slots given up, least valuable first: {names}"
+    times, fixed = most / sched.program.samples, weight_bytes(sched.program)
+    peak, slots = fixed + (sched.peak_bytes - fixed) * times, sched.peak_slot_bytes * times
     yield (
-        f"in memory at once, predicted: {sched.peak_bytes / 1e6:.2f} MB, of which "
-        f"{len(sched.slots)} slots take {sched.peak_slot_bytes / 1e6:.2f} MB"
+        f"in memory at once, predicted for {most} samples: {peak / 1e6:.2f} MB, of which "
+        f"{len(sched.slots)} slots take {slots / 1e6:.2f} MB"
     )
     curve, count = sched.curve, len(sched.buckets)
     if curve is not None and count < curve.buckets:

@@ -129,6 +129,7 @@ def _add_run(commands: Commands) -> None:
     parser.add_argument("-o", "--out", type=Path, required=True, help=".png or .npy to write")
     parser.add_argument("--seed", type=seed, default=0, help="of latents and noise (0)")
     parser.add_argument("--guidance-scale", type=float, help="default: 4.0 where there is guidance")
+    parser.add_argument("--batch", type=positive, help="samples, of a bundle that serves a range")
     parser.add_argument(
         "--input",
         action="append",

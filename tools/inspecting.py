@@ -66,14 +66,18 @@ def _bundle_lines(path: Path, manifest: Manifest) -> Iterator[str]:
     yield f"target     {manifest.target}, {manifest.precision}, CFG {manifest.cfg or 'none'}"
     yield f"sampler    {manifest.sampler.scheduler if manifest.sampler else 'none'}"
     yield "bytes      " + ", ".join(f"{name} {size / 1e6:.2f} MB" for name, size in parts.items())
+    least, largest = manifest.batches
+    if manifest.dynamic is not None:
+        yield f"batch      {least} to {largest} samples; shapes are of {manifest.samples}"
     for entry in manifest.inputs:
         yield f"input      {entry.name} {entry.dtype} {list(entry.shape)} ({entry.role})"
     for output in manifest.outputs:
         yield f"output     {output.name} {output.dtype} {list(output.shape)}"
-    storages = manifest.storage_bytes
+    storages = manifest.at(largest).storage_bytes
+    most = "" if manifest.dynamic is None else f" for {largest} samples"
     yield (
         f"slots      {len(manifest.slots)} in {len(storages)} storages, "
-        f"{sum(storages.values()) / 1e6:.2f} MB"
+        f"{sum(storages.values()) / 1e6:.2f} MB{most}"
     )
     yield from _prologue(manifest)
     yield ""

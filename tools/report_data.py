@@ -154,7 +154,8 @@ def _of_bundle(path: Path) -> Facts:
         costs, unfit = scaled(costs_of(plan, rows, kept), totals)
         searched, untold = searched_of(plan)
         absent = (*unfit, *untold)
-    slots = sum(manifest.storage_bytes.values())
+    least, most = manifest.batches
+    slots = sum(manifest.at(most).storage_bytes.values())
     latents, curve = manifest.input_of("latents"), manifest.curve
     return Facts(
         source=path.resolve().name,
@@ -162,6 +163,7 @@ def _of_bundle(path: Path) -> Facts:
         notes=(
             ("target", f"{manifest.target}, {manifest.precision}"),
             ("latents", _shape(latents.shape) if latents else "not stated"),
+            *(() if manifest.dynamic is None else (("batch", f"{least} to {most} samples"),)),
             ("CFG", manifest.cfg or "none"),
             ("sampler", manifest.sampler.scheduler if manifest.sampler else "none"),
             *(() if plan is None else notes_of(plan)),

@@ -30,6 +30,7 @@ def open_bundle(options: argparse.Namespace) -> Bundle:
         providers=options.provider,
         threads=options.threads,
         cuda_graphs=options.cuda_graphs,
+        batch=getattr(options, "batch", None),
     )
 
 
@@ -50,6 +51,7 @@ def generate(options: argparse.Namespace) -> None:
     with progress("generate", bundle.steps) as advance:
         latents = bundle.generate(
             seed=options.seed,
+            batch=options.batch,
             guidance_scale=options.guidance_scale,
             negative=_arrays("--negative", options.negative, bundle.manifest) or None,
             callback=lambda *_: advance(),
@@ -79,13 +81,15 @@ def verify(options: argparse.Namespace) -> None:
         DitcError: naming the file or step at fault.
     """
     bundle = open_bundle(options)
-    with progress("run every step", bundle.steps) as advance:
-        for step in range(bundle.steps):
-            inputs = example_inputs(bundle.manifest, step)
-            for call in calls_of(bundle.manifest.cfg):
-                _check_finite(step, bundle.step(step, call, **inputs))
-            advance()
     manifest = bundle.manifest
+    sizes = sorted(set(manifest.batches))
+    with progress("run every step", len(sizes) * bundle.steps) as advance:
+        for samples in sizes:
+            for step in range(bundle.steps):
+                inputs = example_inputs(manifest.at(samples), step)
+                for call in calls_of(manifest.cfg):
+                    _check_finite(step, bundle.step(step, call, **inputs))
+                advance()
     total = sum(record.bytes for record in manifest.files.values())
     if options.json:
         summary = {"ok": True, "files": len(manifest.files), "bytes": total, "steps": bundle.steps}
@@ -93,7 +97,8 @@ def verify(options: argparse.Namespace) -> None:
         return
     sys.stdout.write(
         f"{options.bundle}: {len(manifest.files)} files ({total / 1e6:.2f} MB) are as written, "
-        f"{len(manifest.buckets)} buckets run all {bundle.steps} steps\n"
+        f"{len(manifest.buckets)} buckets run all {bundle.steps} steps"
+        f"{f' at {sizes[0]} and {sizes[-1]} samples' if len(sizes) > 1 else ''}\n"
     )
 
 
