@@ -5,13 +5,13 @@ import torch
 from .window import Window
 from .window_kernel import attend, runs
 
-__all__ = ["WINDOW_ATTENTION", "windowed_attention"]
+__all__ = ["WINDOW_ATTENTION", "windowed_attention", "windowed_by_rows"]
 
 ROWS = 128
 """Queries that are computed at once; bounds the memory for scores."""
 
 
-def _by_rows(
+def windowed_by_rows(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
@@ -39,7 +39,9 @@ def _by_rows(
     return torch.cat(parts, dim=-2)
 
 
-_window_attention = torch.library.custom_op("ditc::window_attention", _by_rows, mutates_args=())
+_window_attention = torch.library.custom_op(
+    "ditc::window_attention", windowed_by_rows, mutates_args=()
+)
 
 
 @_window_attention.register_kernel("cuda")
@@ -52,7 +54,7 @@ def _by_kernel(
     scale: float,
 ) -> torch.Tensor:
     if not runs(query):
-        return _by_rows(query, key, value, radius, block, scale)
+        return windowed_by_rows(query, key, value, radius, block, scale)
     return attend(query, key, value, Window(radius, block), scale)
 
 

@@ -149,7 +149,8 @@ def add_lookup(graph: fx.Graph, slot: Slot) -> fx.Node:
     with graph.inserting_after(placeholders[-1]):
         node = graph.placeholder(name)
     with fake_mode(graph):
-        node.meta["val"] = torch.empty(slot.shape, dtype=slot.dtype)
+        device = placeholders[0].meta["val"].device
+        node.meta["val"] = torch.empty(slot.shape, dtype=slot.dtype, device=device)
     node.meta[SLOT] = slot
     return node
 

@@ -264,6 +264,9 @@ class Program:
                 f"argument {path} is {value.dtype} {list(value.shape)}, captured as {entry.dtype} "
                 f"{list(entry.shape)}: capture again for this shape"
             )
+        device = self.example[entry.name].device
+        if value.device != device:
+            raise CaptureError(f"argument {path} is on {value.device}, the program on {device}")
         return value
 
 

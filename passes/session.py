@@ -5,6 +5,7 @@ import torch
 from ditc.runtime.errors import PlanError
 
 from .calls import Call, calls_of
+from .moving import on_device
 from .scheduling import Bucket, Schedule
 
 __all__ = ["TorchSession"]
@@ -15,9 +16,16 @@ class TorchSession:
 
     Args:
         schedule: what to run.
+        device: where to run it, as torch names it; where the program's weights are if None.
+            Arguments have to be there too.
+
+    Raises:
+        EngineError: if there is no such device here.
     """
 
-    def __init__(self, schedule: Schedule) -> None:
+    def __init__(self, schedule: Schedule, device: str | torch.device | None = None) -> None:
+        if device is not None:
+            schedule = schedule.on(on_device(schedule.program, device))
         self.schedule = schedule
         self._feed = schedule.program.feed()
         self._slots: dict[str, torch.Tensor] = {}
