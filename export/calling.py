@@ -9,6 +9,8 @@ from ditc.runtime.calls import CallInfo
 
 __all__ = ["arguments_info", "calls_info"]
 
+PLAIN = (bool, int, float, str)
+
 
 def calls_info(sched: Schedule) -> tuple[CallInfo, ...]:
     """Return what each call of a step runs, nothing where a step is one call."""
@@ -31,9 +33,9 @@ def arguments_info(sched: Schedule) -> ArgumentsInfo:
     return ArgumentsInfo(
         paths=dict(program.in_paths),
         constants={
-            path: value
+            path: value if value is None or isinstance(value, PLAIN) else repr(value)
             for path, value in program.constants.items()
-            if value is None or isinstance(value, bool | int | float | str)
+            if not isinstance(value, torch.Tensor) and path != "return_dict"
         },
         digests=_digests(program),
         stacked=tuple(sorted(program.stacked)),

@@ -36,7 +36,8 @@ class ArgumentsInfo:
 
     Attributes:
         paths: for each input its path in the call's keyword arguments, dotted.
-        constants: arguments that are no tensors, by path; those of other kinds aren't told.
+        constants: arguments that are no tensors, by path; those that JSON hasn't as Python
+            shows them.
         digests: tensors whose values decided what was captured, by path.
         stacked: arguments that are lists of samples and one tensor as an input.
         scheduler: class name of the scheduler that the plan was found with, None for any.
