@@ -122,12 +122,13 @@ class EngineModule(torch.nn.Module):
         """The denoiser in whose place it is."""
         return self._held[1]
 
-    def __getattr__(self, name: str) -> object:
+    def __getattr__(self, name: str) -> torch.Tensor | torch.nn.Module:
         """Return what the denoiser has by that name: its config, its dtype, its device."""
         try:
             return super().__getattr__(name)
         except AttributeError:
-            return getattr(self._held[1], name)
+            found: torch.Tensor | torch.nn.Module = getattr(self._held[1], name)
+            return found
 
     def forward(self, *args: object, **kwargs: object) -> object:
         """Run the engine at the step that the pipeline's scheduler is at.
@@ -206,7 +207,7 @@ def _moment(pipe: object, told: torch.Tensor | None) -> Moment:
 
 
 def _index(scheduler: object) -> int | None:
-    """Return the step that a scheduler is at, None if it keeps none: of the first it says nothing."""
+    """Return the step that a scheduler is at, None if it keeps none."""
     if not hasattr(scheduler, "step_index"):
         return None
     index = getattr(scheduler, "step_index", None)

@@ -68,9 +68,8 @@ def test_calls_are_stepped_in_order() -> None:
     with pytest.raises(EngineError, match=r"^step 1, unconditional call reads slot .*@cond' as "):
         bundle.step(1, "uncond", **arrays)
     bundle.step(1, "cond", **arrays)
-    np.testing.assert_array_equal(
-        bundle.step(1, "uncond", **arrays), bundle.step(1, "cond", **arrays)
-    )
+    shared = bundle.step(1, "uncond", **arrays)  # of a graph that is fused in another way
+    np.testing.assert_allclose(shared, bundle.step(1, "cond", **arrays), rtol=1e-3, atol=1e-5)
 
 
 def test_the_manifest_says_what_each_call_runs() -> None:
