@@ -6,6 +6,14 @@
 from .blocks import blocked_window_attention
 from .checkpoint import Checkpoint, empty_model
 from .compiling import compile  # noqa: A004 (the contract's name)
+from .joining import compile_variants
 from .sampler import sampler_table
 
-__all__ = ["Checkpoint", "blocked_window_attention", "compile", "empty_model", "sampler_table"]
+__all__ = [
+    "Checkpoint",
+    "blocked_window_attention",
+    "compile",
+    "compile_variants",
+    "empty_model",
+    "sampler_table",
+]

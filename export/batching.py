@@ -48,7 +48,11 @@ class Batches:
 
 
 def batches_of(
-    sched: Schedule, dynamic: Mapping[str, tuple[int, int]] | None, *, prologue: bool
+    sched: Schedule,
+    dynamic: Mapping[str, tuple[int, int]] | None,
+    *,
+    prologue: bool,
+    target: str = "onnx",
 ) -> Batches | None:
     """Return the batch sizes that `dynamic` asks for, None where it asks for none.
 
@@ -56,6 +60,7 @@ def batches_of(
         sched: for the program as captured.
         dynamic: `{"batch": (least, most)}`.
         prologue: whether one is to be split off, as it is from that program.
+        target: that the schedule is compiled for.
 
     Raises:
         LoweringError: if it names anything but `batch`, is no range, or leaves out the samples
@@ -67,6 +72,11 @@ def batches_of(
         name = sorted(set(dynamic) - {"batch"})[0]
         raise LoweringError(
             f"dynamic: {name!r} can't vary, only 'batch' can: compile resolutions as variants"
+        )
+    if target != "onnx":
+        raise LoweringError(
+            f"dynamic: engines of target {target} have one batch size: compile for target onnx, or "
+            "a bundle for each size"
         )
     least, most = dynamic["batch"]
     if not 1 <= least <= most <= MAX_BATCH:

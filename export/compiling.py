@@ -114,7 +114,7 @@ def compile(  # noqa: A001 (the contract's name)
     if table is not None:
         _check_timestep(sched.program, table)
         _check_variance(sched.program, table)
-    batches = batches_of(sched, dynamic, prologue=prologue)
+    batches = batches_of(sched, dynamic, prologue=prologue, target=wanted.name)
     if prologue:
         sched = sched.on(split_prologue(sched.program, sched.steps))
     place = Path(out_dir)

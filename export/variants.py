@@ -13,7 +13,8 @@ import torch
 from ditc.passes.program import Program
 from ditc.runtime.errors import BundleError, CaptureError
 from ditc.runtime.files import PLAN_FILE, SOURCES_FILE, WEIGHTS_FILE, check_files, read_text
-from ditc.runtime.manifest import MANIFEST_FILE, Manifest
+from ditc.runtime.manifest import MANIFEST_FILE, FileInfo
+from ditc.runtime.variants import read_index, read_manifest
 
 from .bundle import records, staged
 from .checkpoint import Checkpoint
@@ -65,27 +66,42 @@ def swap_weights(bundle: str | Path, checkpoint: str | Path, out_dir: str | Path
     root, given = Path(bundle).resolve(), Path(checkpoint)
     if not root.is_dir():
         raise BundleError(f"{root}: is no folder, expected a bundle; compile one there")
-    manifest = Manifest.from_json(read_text(root, MANIFEST_FILE))
-    check_files(root, manifest.files)
-    record = _sources(root, manifest)
+    index = read_index(root)
+    names = (None,) if index is None else index.variants
+    manifests = [read_manifest(root, name) for name in names]
+    listed = manifests[0].files if index is None else index.files
+    check_files(root, listed)
+    record = _sources(root, listed)
     tensors = _checkpoint(given, record["parameters"])
     place = Path(out_dir)
     with staged(place) as folder:
-        for name in manifest.files:
-            if name != WEIGHTS_FILE:
-                shutil.copyfile(root / name, folder / name)
+        for path in listed:
+            if path != WEIGHTS_FILE:
+                shutil.copyfile(root / path, folder / path)
         store = _swap(root / WEIGHTS_FILE, folder / WEIGHTS_FILE, record["weights"], tensors)
-        _mark_plan(folder / PLAN_FILE)
         with given.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
+        for manifest in manifests:
+            _mark_plan(folder / manifest.file(PLAN_FILE))
         files = records(folder, {WEIGHTS_FILE: store.file})
-        swapped = replace(manifest, files=files, weights_sha256=digest)
-        (folder / MANIFEST_FILE).write_text(swapped.to_json(), encoding="utf-8")
+        for manifest in manifests:
+            own = {path: files[path] for path in manifest.files}
+            swapped = replace(manifest, files=own, weights_sha256=digest)
+            _write(folder / manifest.file(MANIFEST_FILE), swapped.to_json())
+        if index is not None:
+            changed = replace(index, files=records(folder, {WEIGHTS_FILE: store.file}))
+            _write(folder / MANIFEST_FILE, changed.to_json())
     return place
 
 
-def _sources(root: Path, manifest: Manifest) -> Mapping[str, Mapping[str, Mapping[str, object]]]:
-    if SOURCES_FILE not in manifest.files or WEIGHTS_FILE not in manifest.files:
+def _write(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8")
+
+
+def _sources(
+    root: Path, listed: Mapping[str, FileInfo]
+) -> Mapping[str, Mapping[str, Mapping[str, object]]]:
+    if SOURCES_FILE not in listed or WEIGHTS_FILE not in listed:
         raise BundleError(f"{root}: doesn't say where its weights come from; compile it again")
     found: Mapping[str, Mapping[str, Mapping[str, object]]] = json.loads(
         read_text(root, SOURCES_FILE)

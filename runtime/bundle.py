@@ -13,7 +13,7 @@ from .calls import calls_of, in_batch
 from .engine import Array, Backend, Engine, OnDevice, Resizable
 from .errors import BundleError, EngineError
 from .feed import Feed
-from .files import check_files, read_text
+from .files import check_files
 from .guidance import (
     Latents,
     condition,
@@ -23,10 +23,11 @@ from .guidance import (
     learned_variance,
 )
 from .inputs import as_array, check_array, check_finite, check_names
-from .manifest import MANIFEST_FILE, WEIGHTS_FILE, InputInfo, Manifest
+from .manifest import WEIGHTS_FILE, InputInfo, Manifest
 from .recorded import read_recorded
 from .sampler import SamplerState, SamplerTable
 from .slots import SlotLedger
+from .variants import read_manifest
 from .weights import map_tensors
 
 __all__ = ["DEFAULT_GUIDANCE_SCALE", "Bundle", "Callback"]
@@ -70,6 +71,7 @@ class Bundle:
         cuda_graphs: bool = False,
         backend: Backend | None = None,
         batch: int | None = None,
+        variant: str | None = None,
     ) -> "Bundle":
         """Check a bundle's files and load its buckets.
 
@@ -83,6 +85,7 @@ class Bundle:
             backend: what runs the graphs, in place of what the bundle was compiled for.
             batch: samples at most that are run at once, for a bundle that serves a range: slots
                 take memory for so many. All of the range if None.
+            variant: which one, of a folder that holds several.
 
         Raises:
             BundleError: if a file is missing, altered, of another version or malformed.
@@ -92,7 +95,7 @@ class Bundle:
         root = Path(path).resolve()
         if not root.is_dir():
             raise BundleError(f"{root}: is no folder, expected a bundle; compile one there")
-        manifest = whole = Manifest.from_json(read_text(root, MANIFEST_FILE))
+        manifest = whole = read_manifest(root, variant)
         if batch is not None:
             manifest = whole.up_to(_count(batch))
         if backend is None:

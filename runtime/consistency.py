@@ -184,7 +184,7 @@ def _check_listed(manifest: "Manifest") -> None:
     if any(graph.weights for graph in manifest.graphs):
         expected.append(WEIGHTS_FILE)
     if manifest.input_of("condition") is not None:
-        expected.append(CONDITIONING_FILE)
+        expected.append(manifest.file(CONDITIONING_FILE))
     for path in expected:
         if path not in manifest.files:
             raise BundleError(f"files: {path!r} is missing, compile the bundle again")

@@ -68,6 +68,7 @@ __all__ = [
     "PartInfo",
     "PrologueInfo",
     "SlotInfo",
+    "read_version",
 ]
 
 FORMAT = "ditc-bundle"
@@ -103,6 +104,7 @@ class Manifest:
         arguments: how the denoiser's own arguments become the inputs; None where nobody said.
         engine: what built the buckets' engines; None where they are ONNX graphs.
         dynamic: the batch sizes its graphs serve; None where they serve the captured one alone.
+        variant: name of the variant it is, where a folder holds several; its files begin with it.
 
     Raises:
         BundleError: if the fields contradict each other; the message names the field.
@@ -127,9 +129,14 @@ class Manifest:
     arguments: ArgumentsInfo | None = None
     engine: EngineInfo | None = None
     dynamic: DynamicInfo | None = None
+    variant: str | None = None
 
     def __post_init__(self) -> None:
         check_manifest(self)
+
+    def file(self, name: str) -> str:
+        """Return the name of a file that each variant has of its own."""
+        return name if self.variant is None else f"{self.variant}.{name}"
 
     def bucket_of(self, step: int) -> BucketInfo:
         """Return the bucket that runs `step`, one of 0 to T-1; of its first call if it has two."""
@@ -262,6 +269,7 @@ class Manifest:
             "curve": None if self.curve is None else self.curve.to_json(),
             "prologue": None if self.prologue is None else self.prologue.to_json(),
             "dynamic": None if self.dynamic is None else self.dynamic.to_json(),
+            "variant": self.variant,
             **self._optional(),
         }
 
@@ -283,7 +291,7 @@ class Manifest:
             BundleError: if the text is anything else: another format, a newer version, changed
                 since it was written, or at odds with itself. The message names the field.
         """
-        value = _read_version(load_json(text, MANIFEST_FILE))
+        value = read_version(load_json(text, MANIFEST_FILE))
         given = {field.name for field in fields(cls)} - (set(OPTIONAL) - set(value))
         names = [field.name for field in fields(cls) if field.name in given]
         found = read_object(value, MANIFEST_FILE, ["format", "version", "digest", *names])
@@ -331,10 +339,12 @@ class Manifest:
                 if found["dynamic"] is None
                 else DynamicInfo.from_json(found["dynamic"], "dynamic")
             ),
+            variant=None if found["variant"] is None else read_name(found["variant"], "variant"),
         )
 
 
-def _read_version(value: JsonValue) -> dict[str, JsonValue]:
+def read_version(value: JsonValue) -> dict[str, JsonValue]:
+    """Return a manifest's object if it is a bundle's of a known version, or raise BundleError."""
     if not isinstance(value, dict) or value.get("format") != FORMAT:
         found = value.get("format") if isinstance(value, dict) else value
         raise BundleError(

@@ -26,22 +26,23 @@ def read_recorded(root: Path, manifest: Manifest) -> dict[str, dict[str, Array]]
         BundleError: if a tensor is missing, or of another shape or dtype than its input.
     """
     conditions = [info for info in manifest.inputs if info.role == "condition"]
-    tensors = map_tensors(root / CONDITIONING_FILE) if conditions else {}
+    path = root / manifest.file(CONDITIONING_FILE)
+    tensors = map_tensors(path) if conditions else {}
     return {
         call: {
-            info.name: _checked(root, info, recorded_name(info.name, call), tensors)
+            info.name: _checked(path, info, recorded_name(info.name, call), tensors)
             for info in conditions
         }
         for call in calls_of(manifest.cfg)
     }
 
 
-def _checked(root: Path, info: InputInfo, name: str, tensors: Mapping[str, Array]) -> Array:
+def _checked(path: Path, info: InputInfo, name: str, tensors: Mapping[str, Array]) -> Array:
     found = tensors.get(name)
     if found is None or found.shape != info.shape or found.dtype != info.dtype:
         kind = "nothing" if found is None else f"{found.dtype} {found.shape}"
         raise BundleError(
-            f"{root / CONDITIONING_FILE}: holds {kind} for {name!r}, expected "
+            f"{path}: holds {kind} for {name!r}, expected "
             f"{info.dtype} {info.shape}; compile the bundle again"
         )
     return np.array(found)

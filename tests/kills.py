@@ -12,6 +12,7 @@ import signal
 import sys
 import time
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -59,7 +60,7 @@ def disturb(
         sched: what is compiled.
         sampler: with which scheduler.
         folder: holds `full`, a cache of all graphs; gets `bundle` and `cache`.
-        kills: how many compiles to disturb.
+        kills: compiles to kill; those that finish before don't count.
         seed: of the moments.
         warm: seconds after which the former are killed at the latest.
         cold: the same of the latter.
@@ -70,7 +71,9 @@ def disturb(
     draw = random.Random(seed)
     place, cache = folder / "bundle", folder / "cache"
     found = {"kills": 0, "finished": 0, "empty": 0, "whole": 0}
-    for number in range(kills):
+    for number in count():
+        if found["kills"] == kills:
+            break
         builds = number % 4 == 3
         if number % 8 == 0:
             shutil.rmtree(place, ignore_errors=True)
@@ -106,7 +109,7 @@ def demo() -> tuple[Schedule, object]:
 
 
 def main() -> None:
-    count = int(sys.argv[1]) if len(sys.argv) > 1 else 200
+    kills = int(sys.argv[1]) if len(sys.argv) > 1 else 200
     seed = int(sys.argv[2]) if len(sys.argv) > 2 else 0
     torch.set_num_threads(1)
     sched, sampler = demo()
@@ -118,7 +121,7 @@ def main() -> None:
             alone = compile_bundle(sched, folder / "alone", sampler=sampler, cache=folder / "full")
             seconds.append(time.perf_counter() - start)
         print(f"first compile {seconds[0]:.1f} s, second {seconds[1]:.2f} s", flush=True)
-        print(disturb(sched, sampler, folder, count, seed, 1.5 * seconds[1], 8.0), flush=True)
+        print(disturb(sched, sampler, folder, kills, seed, 1.5 * seconds[1], 8.0), flush=True)
         place = compile_bundle(sched, folder / "bundle", sampler=sampler, cache=folder / "cache")
         assert bytes_of(place) == bytes_of(alone), "another bundle than without kills"
         left = sorted(path.name for path in folder.iterdir())

@@ -13,6 +13,7 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from ditc.export import compile as compile_bundle
+from ditc.export.batching import batches_of
 from ditc.passes import TorchSession, Window, capture, schedule
 from ditc.runtime import Bundle
 from ditc.runtime.errors import BundleError, EngineError, LoweringError
@@ -237,6 +238,13 @@ def test_ranges_that_cannot_be(
     sched = schedule(program, planned(program, "full"))
     act = lambda: compile_bundle(sched, tmp_path / "b", dynamic=dynamic)  # noqa: E731
     assert told in refused(LoweringError, tmp_path, act)
+
+
+def test_engines_have_one_size() -> None:
+    program = sample("small", "cond-first").program
+    sched = schedule(program, planned(program, "full"))
+    with pytest.raises(LoweringError, match="engines of target tensorrt-rtx have one batch size"):
+        batches_of(sched, {"batch": (1, 4)}, prologue=False, target="tensorrt-rtx")
 
 
 @pytest.mark.parametrize(

@@ -62,7 +62,7 @@ def test_help_of_each_command(capsys: Capture, command: str) -> None:
 def test_usage_errors(capsys: Capture) -> None:
     assert "required: COMMAND" in misused(capsys)
     assert "invalid choice: 'paint'" in misused(capsys, "paint")
-    assert "required: --plan" in misused(capsys, "compile", "demo", "-o", "x")
+    assert "--plan --variant is required" in misused(capsys, "compile", "demo", "-o", "x")
     assert "0 is not at least 1" in misused(capsys, "bench", "x", "--rounds", "0")
     compiling = ("compile", "no/such/model", "--plan", "p", "-o", "x")
     assert "target 'coreml' is not known" in misused(capsys, *compiling, "--target", "coreml")

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from ditc.export import compile as compile_bundle
+from ditc.export.onnx import lower
 from ditc.passes import capture, schedule
 from ditc.passes.fingerprint import program_digest
 from ditc.runtime.errors import LoweringError
@@ -44,6 +45,28 @@ def test_a_plan_that_differs_in_one_step_builds_what_differs(tmp_path: Path) -> 
         "b01: built",
         "b02: built",
     ]
+
+
+def test_steps_that_differ_in_what_nobody_reads_share_a_graph() -> None:
+    """Step 1 leaves its output for step 2, what step 0 leaves is read by nobody."""
+    program = sample("small", "cond-first").program
+    sched = schedule(program, planned(program, "full", "full", "ast", "asc", "asc", "ast"))
+    assert [bucket.steps for bucket in sched.buckets] == [(0, 1), (2, 5), (3, 4)]
+    assert [len(bucket.writes) for bucket in sched.buckets] == [1, 0, 1]
+
+
+def test_equal_graphs_have_equal_bytes_whatever_their_names() -> None:
+    """Of two captures, weights that differ, and buckets of other numbers."""
+    first, second = (
+        capture(models.randomised(models.small(), seed), models.plain_kwargs(), "cond-first")
+        for seed in (0, 5)
+    )
+    one = schedule(first, planned(first, "full", "asc", "ast")).buckets
+    other = schedule(second, planned(second, "full", "wa-rs", "asc", "ast")).buckets
+    assert (one[1].name, other[2].name) == ("b01", "b02")
+    assert lower(one[1]).graph == lower(other[2]).graph
+    assert lower(one[2]).graph == lower(other[3]).graph
+    assert lower(one[1]).graph != lower(one[2]).graph
 
 
 def test_jobs_below_one(tmp_path: Path) -> None:

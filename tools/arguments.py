@@ -11,6 +11,7 @@ __all__ = [
     "add_compile_options",
     "add_engine_options",
     "add_search_options",
+    "add_variant_option",
     "batch_range",
     "limit",
     "positive",
@@ -69,7 +70,15 @@ def add_compile_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "model", metavar="MODEL", help="pipeline folder, hub id, demo, or package.module:factory"
     )
-    parser.add_argument("--plan", type=Path, required=True, help="plan file (JSON)")
+    plans = parser.add_mutually_exclusive_group(required=True)
+    plans.add_argument("--plan", type=Path, help="plan file (JSON)")
+    plans.add_argument(
+        "--variant",
+        action="append",
+        type=variant,
+        metavar="HEIGHTxWIDTH=PLAN",
+        help="a resolution and its plan; given several times, all share the weights of one bundle",
+    )
     parser.add_argument("-o", "--out", type=Path, required=True, help="bundle folder to write")
     parser.add_argument(
         "--target",
@@ -152,13 +161,21 @@ def add_compare_options(parser: argparse.ArgumentParser) -> None:
 
 
 def add_engine_options(parser: argparse.ArgumentParser) -> None:
-    """Add how engines run."""
+    """Add which variant's engines run, and how."""
+    add_variant_option(parser)
     parser.add_argument(
         "--provider", action="append", help="ONNX Runtime provider, CPUExecutionProvider if none"
     )
     parser.add_argument("--threads", type=positive, help="threads within an operator")
     parser.add_argument(
         "--cuda-graphs", action="store_true", help="launch each TensorRT engine as one graph"
+    )
+
+
+def add_variant_option(parser: argparse.ArgumentParser) -> None:
+    """Add which variant of a bundle is meant."""
+    parser.add_argument(
+        "--variant", metavar="NAME", help="which one, of a bundle that holds several"
     )
 
 
@@ -176,6 +193,15 @@ def positive(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError(f"{value} is not at least 1")
     return value
+
+
+def variant(text: str) -> tuple[str, int, int, Path]:
+    """Return name, height, width and plan of `512x768=plan.json`."""
+    name, equals, plan = text.partition("=")
+    height, cross, width = name.partition("x")
+    if not equals or not plan or not cross:
+        raise argparse.ArgumentTypeError(f"{text!r} is no variant: expected 512x512=plan.json")
+    return name, positive(height), positive(width), Path(plan)
 
 
 def batch_range(text: str) -> dict[str, tuple[int, int]]:

@@ -2,16 +2,16 @@
 
 import argparse
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from ditc.export import compile as compile_bundle
+from ditc.export.joining import joined
 from ditc.passes import Plan, Program, Schedule, schedule, schedule_cost
 from ditc.passes.memory import weight_bytes
 from ditc.passes.merging import Latencies as SiteMilliseconds
-from ditc.runtime.errors import BundleError
-from ditc.runtime.files import MANIFEST_FILE, read_text
-from ditc.runtime.manifest import Manifest
+from ditc.runtime.errors import BundleError, DitcError
+from ditc.runtime.variants import read_manifest, variants_of
 
 from .latencies import Latencies
 from .models import load_recording, parse_call
@@ -27,8 +27,44 @@ def build(options: argparse.Namespace) -> None:
     Raises:
         DitcError: if model, plan, target or place are at fault; nothing is left behind then.
     """
-    plan = Plan.load(options.plan)
     call = parse_call(options.call)
+    if options.variant is None:
+        _build(options, Plan.load(options.plan), call, options.out, None)
+        return
+    plans = {name: Plan.load(path) for name, _, _, path in options.variant}
+    if len(plans) < len(options.variant):
+        raise DitcError("--variant: a resolution is given twice, expected each once")
+    calls = {
+        name: {**call, "height": height, "width": width}
+        for name, height, width, _ in options.variant
+    }
+    place = joined(
+        list(plans),
+        options.out,
+        lambda name, part: _build(options, plans[name], calls[name], part, name),
+    )
+    total = sum(file.stat().st_size for file in place.rglob("*") if file.is_file())
+    sys.stdout.write(
+        f"{place}: variants {', '.join(plans)}, {total / 1e6:.2f} MB, the weights once\n"
+    )
+
+
+def _build(
+    options: argparse.Namespace,
+    plan: Plan,
+    call: Mapping[str, object],
+    out: Path,
+    variant: str | None,
+) -> None:
+    """Compile a plan into a folder and say what came of it.
+
+    Args:
+        options: of the command.
+        plan: what to compile.
+        call: arguments of the pipeline.
+        out: folder to write.
+        variant: name of the variant, None for a bundle of one.
+    """
     with progress("capture", 1) as advance:
         recording = load_recording(options.model, plan.steps, call, options.samples)
         program = recording.capture()
@@ -39,7 +75,7 @@ def build(options: argparse.Namespace) -> None:
         program,
         plan,
         max_buckets=options.max_buckets,
-        near=None if options.near is None else _groups(options.near),
+        near=None if options.near is None else _groups(options.near, variant),
         max_slot_bytes=_fewer(options.max_slot_bytes, 0, program.samples, most),
         max_memory_bytes=_fewer(
             options.max_memory_bytes, weight_bytes(program), program.samples, most
@@ -54,7 +90,7 @@ def build(options: argparse.Namespace) -> None:
     with progress("compile", parts * len(sched.buckets)) as advance:
         place = compile_bundle(
             sched,
-            options.out,
+            out,
             target=options.target,
             precision=options.precision,
             sampler=None if recording.obstacles else recording.scheduler,
@@ -73,7 +109,8 @@ def build(options: argparse.Namespace) -> None:
     cost = schedule_cost(sched)
     total = sum(file.stat().st_size for file in place.rglob("*") if file.is_file())
     sys.stdout.write(
-        f"{place}: {len(sched.buckets)} buckets for {sched.steps} steps, {total / 1e6:.2f} MB, "
+        f"{variant or place}: {len(sched.buckets)} buckets for {sched.steps} steps, "
+        f"{total / 1e6:.2f} MB, "
         f"{cost.attention_left:.1%} of attention and {cost.model_left:.1%} of the model's "
         f"multiply-adds left\n"
         f"{built} of {len(graphs)} graphs built, the others found in the cache\n"
@@ -117,12 +154,13 @@ def _foretold(sched: Schedule, most: int) -> Iterator[str]:
         )
 
 
-def _groups(bundle: Path) -> list[tuple[int, ...]]:
+def _groups(bundle: Path, variant: str | None) -> list[tuple[int, ...]]:
     """Return the steps of each bucket of a bundle."""
     if not bundle.is_dir():
         raise BundleError(f"--near {bundle}: is no folder, expected a bundle")
-    manifest = Manifest.from_json(read_text(bundle, MANIFEST_FILE))
-    return [bucket.steps for bucket in manifest.buckets]
+    if variant not in variants_of(bundle):
+        variant = None
+    return [bucket.steps for bucket in read_manifest(bundle, variant).buckets]
 
 
 def _measured(path: Path, program: Program, plan: Plan) -> SiteMilliseconds:

@@ -18,6 +18,7 @@ from .arguments import (
     add_compile_options,
     add_engine_options,
     add_search_options,
+    add_variant_option,
     positive,
     seed,
 )
@@ -151,6 +152,7 @@ def _add_inspect(commands: Commands) -> None:
         "--why", nargs=2, metavar=("STEP", "SITE"), help="explain one cell of a plan"
     )
     parser.add_argument("--schema", action="store_true", help="the JSON Schema of plan files")
+    add_variant_option(parser)
     parser.add_argument("--json", action="store_true", help="for programs to read")
     parser.set_defaults(run=_inspect)
 
@@ -183,6 +185,7 @@ def _add_bench(commands: Commands) -> None:
 def _add_report(commands: Commands) -> None:
     parser = commands.add_parser("report", help="show a bundle or a plan as one HTML file")
     parser.add_argument("path", type=Path, help="bundle folder or plan.json")
+    add_variant_option(parser)
     parser.add_argument("-o", "--out", type=Path, required=True, help="HTML file to write")
     parser.add_argument("--png", type=Path, help="write the heat map as a picture too")
     parser.add_argument("--bench", type=Path, help="what 'ditc bench --json' printed of the bundle")
@@ -237,7 +240,7 @@ def _inspect(options: argparse.Namespace) -> None:
     elif options.why is not None:
         explain(options.path, _step(options.why[0]), options.why[1], as_json=options.json)
     else:
-        inspect(options.path, as_json=options.json)
+        inspect(options.path, variant=options.variant, as_json=options.json)
 
 
 def _step(text: str) -> int:

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 from ditc.passes import Plan, plan_schema
 from ditc.runtime.calls import calls_of
 from ditc.runtime.errors import DitcError
-from ditc.runtime.files import read_text
-from ditc.runtime.manifest import MANIFEST_FILE, WEIGHTS_FILE, Manifest
+from ditc.runtime.manifest import WEIGHTS_FILE, Manifest
+from ditc.runtime.variants import Index, read_index, read_manifest
 
 if TYPE_CHECKING:
     from ditc.passes.curve import Curve
@@ -22,15 +22,19 @@ LETTERS = {"full": "#", "asc": "c", "wa-rs": "w", "wa-rs+asc": "b", "ast": "."}
 LEGEND = "# full   c asc   w wa-rs   b wa-rs+asc   . ast"
 
 
-def inspect(path: Path, *, as_json: bool = False) -> None:
+def inspect(path: Path, *, variant: str | None = None, as_json: bool = False) -> None:
     """Print what a bundle folder or a plan file holds.
+
+    Args:
+        path: of either.
+        variant: of a folder that holds several; all in short if None.
+        as_json: for programs to read.
 
     Raises:
         DitcError: if the path holds neither.
     """
     if path.is_dir():
-        manifest = _manifest(path)
-        text = manifest.to_json() if as_json else "\n".join(_bundle_lines(path, manifest)) + "\n"
+        text = _bundle_text(path, variant, as_json=as_json)
     elif path.is_file():
         text = _plan_text(path, as_json=as_json)
     else:
@@ -43,8 +47,29 @@ def show_schema() -> None:
     sys.stdout.write(json.dumps(plan_schema(), indent=2) + "\n")
 
 
-def _manifest(path: Path) -> Manifest:
-    return Manifest.from_json(read_text(path, MANIFEST_FILE))
+def _bundle_text(path: Path, variant: str | None, *, as_json: bool) -> str:
+    index = read_index(path) if variant is None else None
+    if index is not None:
+        return index.to_json() if as_json else "\n".join(_variant_lines(path, index)) + "\n"
+    manifest = read_manifest(path, variant)
+    return manifest.to_json() if as_json else "\n".join(_bundle_lines(path, manifest)) + "\n"
+
+
+def _variant_lines(path: Path, index: Index) -> Iterator[str]:
+    """Yield what variants have in common, and a line on each."""
+    total = sum(record.bytes for record in index.files.values())
+    yield f"bundle     {path}"
+    yield f"bytes      {total / 1e6:.2f} MB, of which all variants share the weights"
+    for name in index.variants:
+        manifest = read_manifest(path, name)
+        latents = manifest.input_of("latents")
+        slots = sum(manifest.at(manifest.batches[1]).storage_bytes.values())
+        yield (
+            f"variant    {name}: latents {list(latents.shape) if latents else 'none'}, "
+            f"{manifest.steps} steps, {len(manifest.buckets)} buckets of "
+            f"{bytes_by_part(manifest)['graphs'] / 1e6:.2f} MB, {slots / 1e6:.2f} MB of slots"
+        )
+    yield "each in full with --variant NAME"
 
 
 def bytes_by_part(manifest: Manifest) -> dict[str, int]:

@@ -12,11 +12,14 @@ import torch
 from ditc.passes import Recording, record
 from ditc.runtime.errors import DitcError
 
-from .glyphs import NULL_CLASS, demo_scheduler, load_demo_model
+from .glyphs import IMAGE_SIZE, NULL_CLASS, demo_scheduler, load_demo_model
 from .samples import with_samples
 
 __all__ = ["DEMO_PLAN", "demo_recording", "load_recording", "parse_call"]
 
+PATCH = 2
+"""Pixels a side of what is one token of the demo model."""
+MAX_SIDE = 1024
 DEMO_PLAN = Path(__file__).parent / "demo_model" / "plan.json"
 """A plan for the demo model, found without latencies: for the greatest saving of FLOPs."""
 
@@ -37,18 +40,30 @@ def load_recording(
         DitcError: if the model can't be found or loaded.
     """
     if model == "demo":
-        return demo_recording(samples or 1)
+        return demo_recording(samples or 1, _side(call, "height"), _side(call, "width"))
     if ":" in model and not Path(model).exists():
         return _from_factory(model)
     return _from_pipeline(model, steps, call, samples)
 
 
-def demo_recording(samples: int = 1) -> Recording:
-    """Return the demo model with example arguments: both halves, conditional first."""
+def _side(call: Mapping[str, object], name: str) -> int:
+    side = call.get(name, IMAGE_SIZE)
+    if not isinstance(side, int) or not 0 < side <= MAX_SIDE or side % PATCH:
+        raise DitcError(f"demo: {name} is {side}, expected a multiple of {PATCH} up to {MAX_SIDE}")
+    return side
+
+
+def demo_recording(
+    samples: int = 1, height: int = IMAGE_SIZE, width: int = IMAGE_SIZE
+) -> Recording:
+    """Return the demo model with example arguments: both halves, conditional first.
+
+    It was trained at 32 pixels a side; at others it runs, and what it makes are no glyphs.
+    """
     generator = torch.Generator().manual_seed(0)
     labels = torch.arange(samples) % NULL_CLASS
     kwargs = {
-        "hidden_states": torch.randn(2 * samples, 1, 32, 32, generator=generator),
+        "hidden_states": torch.randn(2 * samples, 1, height, width, generator=generator),
         "timestep": torch.full((2 * samples,), 500.0),
         "class_labels": torch.cat([labels, torch.full((samples,), NULL_CLASS)]),
     }

@@ -25,7 +25,7 @@ def report(options: argparse.Namespace) -> None:
     Raises:
         DitcError: if something can't be read or doesn't go together; nothing is written then.
     """
-    facts = read_facts(options.path)
+    facts = read_facts(options.path, options.variant)
     extras = Extras(
         bench=None if options.bench is None else read_bench(options.bench, _buckets(facts)),
         points=None if options.pareto is None else read_pareto(options.pareto),

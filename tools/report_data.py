@@ -13,8 +13,9 @@ from ditc.passes.curve import Curve
 from ditc.passes.liveness import kept_residuals
 from ditc.passes.merging import Merging
 from ditc.runtime.errors import BundleError, DitcError
-from ditc.runtime.files import check_files, read_text
-from ditc.runtime.manifest import MANIFEST_FILE, PLAN_FILE, Manifest
+from ditc.runtime.files import check_files
+from ditc.runtime.manifest import PLAN_FILE, Manifest
+from ditc.runtime.variants import read_manifest
 
 from .inspecting import bytes_by_part
 from .report_colours import METHODS
@@ -79,14 +80,18 @@ class Facts:
         return sum(row.count(method) for row in self.methods) / (self.steps * len(self.sites))
 
 
-def read_facts(path: Path) -> Facts:
+def read_facts(path: Path, variant: str | None = None) -> Facts:
     """Read a bundle folder or a plan file.
+
+    Args:
+        path: of either.
+        variant: of a folder that holds several.
 
     Raises:
         DitcError: if the path holds neither, or what it holds is too large to be drawn.
     """
     if path.is_dir():
-        return _of_bundle(path)
+        return _of_bundle(path, variant)
     if path.is_file():
         return _of_plan(path)
     raise DitcError(f"{path}: no bundle folder and no plan file is there")
@@ -124,8 +129,8 @@ def _of_plan(path: Path) -> Facts:
     )
 
 
-def _of_bundle(path: Path) -> Facts:
-    manifest = Manifest.from_json(read_text(path, MANIFEST_FILE))
+def _of_bundle(path: Path, variant: str | None) -> Facts:
+    manifest = read_manifest(path, variant)
     plan, missing = _plan_inside(path, manifest)
     sites = _sites(path, manifest, plan)
     _check_size(path, manifest.steps, len(sites))
@@ -158,7 +163,7 @@ def _of_bundle(path: Path) -> Facts:
     slots = sum(manifest.at(most).storage_bytes.values())
     latents, curve = manifest.input_of("latents"), manifest.curve
     return Facts(
-        source=path.resolve().name,
+        source=path.resolve().name if variant is None else f"{path.resolve().name} {variant}",
         model=manifest.model.class_name,
         notes=(
             ("target", f"{manifest.target}, {manifest.precision}"),
@@ -184,10 +189,11 @@ def _of_bundle(path: Path) -> Facts:
 def _plan_inside(path: Path, manifest: Manifest) -> tuple[Plan | None, tuple[Absent, ...]]:
     """Return the plan a bundle holds, or what is absent without it."""
     what = "Attention and model left, costs of cells, losses"
-    if PLAN_FILE not in manifest.files:
-        return None, (Absent(what, f"the bundle holds no {PLAN_FILE}"),)
-    check_files(path, {PLAN_FILE: manifest.files[PLAN_FILE]})
-    return Plan.load(path / PLAN_FILE), ()
+    file = manifest.file(PLAN_FILE)
+    if file not in manifest.files:
+        return None, (Absent(what, f"the bundle holds no {file}"),)
+    check_files(path, {file: manifest.files[file]})
+    return Plan.load(path / file), ()
 
 
 def _sites(path: Path, manifest: Manifest, plan: Plan | None) -> tuple[str, ...]:

@@ -14,6 +14,7 @@ from ditc.runtime.calls import calls_of
 from ditc.runtime.errors import DitcError, EngineError
 from ditc.runtime.guidance import latents_shape
 from ditc.runtime.manifest import Manifest
+from ditc.runtime.variants import variants_of
 
 from .images import check_pictures, save_images
 from .progress import progress
@@ -31,6 +32,7 @@ def open_bundle(options: argparse.Namespace) -> Bundle:
         threads=options.threads,
         cuda_graphs=options.cuda_graphs,
         batch=getattr(options, "batch", None),
+        variant=options.variant,
     )
 
 
@@ -80,6 +82,16 @@ def verify(options: argparse.Namespace) -> None:
     Raises:
         DitcError: naming the file or step at fault.
     """
+    names = [options.variant]
+    if options.variant is None and options.bundle.is_dir():
+        names = list(variants_of(options.bundle)) or names
+    found = [_verify(argparse.Namespace(**{**vars(options), "variant": name})) for name in names]
+    if options.json:
+        sys.stdout.write(json.dumps(found[0] if len(found) == 1 else found) + "\n")
+
+
+def _verify(options: argparse.Namespace) -> dict[str, object]:
+    """Verify one variant, say so unless a program asks, and return a summary."""
     bundle = open_bundle(options)
     manifest = bundle.manifest
     sizes = sorted(set(manifest.batches))
@@ -91,15 +103,24 @@ def verify(options: argparse.Namespace) -> None:
                     _check_finite(step, bundle.step(step, call, **inputs))
                 advance()
     total = sum(record.bytes for record in manifest.files.values())
+    summary: dict[str, object] = {
+        "ok": True,
+        "files": len(manifest.files),
+        "bytes": total,
+        "steps": bundle.steps,
+    }
+    if options.variant is not None:
+        summary["variant"] = options.variant
     if options.json:
-        summary = {"ok": True, "files": len(manifest.files), "bytes": total, "steps": bundle.steps}
-        sys.stdout.write(json.dumps(summary) + "\n")
-        return
+        return summary
+    which = "" if options.variant is None else f", variant {options.variant}"
     sys.stdout.write(
-        f"{options.bundle}: {len(manifest.files)} files ({total / 1e6:.2f} MB) are as written, "
+        f"{options.bundle}{which}: {len(manifest.files)} files ({total / 1e6:.2f} MB) are as "
+        "written, "
         f"{len(manifest.buckets)} buckets run all {bundle.steps} steps"
         f"{f' at {sizes[0]} and {sizes[-1]} samples' if len(sizes) > 1 else ''}\n"
     )
+    return summary
 
 
 def example_inputs(manifest: Manifest, step: int = 0) -> dict[str, Numbers]:
