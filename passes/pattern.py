@@ -7,10 +7,16 @@ tiles a run for each line of tiles, text in front of the image or behind it one 
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import TypeAlias
 
+from .tile_window import TileWindow
 from .window import Window
 
-__all__ = ["Pattern", "Row", "Run", "pattern_of"]
+__all__ = ["KernelWindow", "Pattern", "Row", "Run", "pattern_of"]
+
+
+KernelWindow: TypeAlias = Window | TileWindow
+"""Windows that have a pattern."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +70,7 @@ class Pattern:
 
 
 @lru_cache(maxsize=256)
-def pattern_of(window: Window, tokens: int, text: tuple[int, int], queries: int) -> Pattern:
+def pattern_of(window: KernelWindow, tokens: int, text: tuple[int, int], queries: int) -> Pattern:
     """Return the pattern of a window.
 
     Args:
@@ -72,6 +78,9 @@ def pattern_of(window: Window, tokens: int, text: tuple[int, int], queries: int)
         tokens: all of them, text among them.
         text: half-open range of text tokens at one end, which see all and are seen by all.
         queries: most queries of a row.
+
+    Raises:
+        PlanError: if a window of tiles is for another number of image tokens.
     """
     words = (Run(text[0], text[0], text[1], text[1]),) if text[0] < text[1] else ()
     origin = text[1] if text[0] == 0 else 0
@@ -79,14 +88,27 @@ def pattern_of(window: Window, tokens: int, text: tuple[int, int], queries: int)
         Row(start, stop, (Run(0, 0, tokens, tokens),)) for start, stop in _split(*text, queries)
     ]
     image = tokens - (text[1] - text[0])
-    for start, stop in _split(0, image, queries):
-        run = _band_run(window, start, stop, image)
-        rows.append(Row(start + origin, stop + origin, (*words, _moved(run, origin))))
+    for row in _image_rows(window, image, queries):
+        near = (_moved(run, origin) for run in row.runs)
+        rows.append(Row(row.start + origin, row.stop + origin, (*words, *near)))
     whole = all(
         (run.inner, run.inner_end) == (run.begin, run.end) for row in rows for run in row.runs
     )
-    tile = 0 if whole else window.block
-    return Pattern(tuple(rows), tile, window.radius // window.block, origin)
+    if whole or not isinstance(window, Window):
+        return Pattern(tuple(rows), 0, 0, origin)
+    return Pattern(tuple(rows), window.block, window.radius // window.block, origin)
+
+
+def _image_rows(window: KernelWindow, image: int, queries: int) -> Iterator[Row]:
+    if isinstance(window, TileWindow):
+        window.check(image)
+        for (first, last), seen in zip(window.layout.ranges, window.runs, strict=True):
+            runs = tuple(Run(begin, begin, end, end) for begin, end in seen)
+            for start, stop in _split(first, last, queries):
+                yield Row(start, stop, runs)
+        return
+    for start, stop in _split(0, image, queries):
+        yield Row(start, stop, (_band_run(window, start, stop, image),))
 
 
 def _split(start: int, stop: int, size: int) -> Iterator[tuple[int, int]]:

@@ -10,12 +10,12 @@ import torch
 
 from .arrow_attention import image_range
 from .tile_window import TileWindow
+from .window_kernel import attend, runs
 
 __all__ = ["TILE_ATTENTION", "tiled_attention"]
 
 
-@torch.library.custom_op("ditc::tile_attention", mutates_args=())
-def _tile_attention(
+def _by_tiles(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
@@ -26,13 +26,14 @@ def _tile_attention(
     text_start: int,
     text_stop: int,
 ) -> torch.Tensor:
+    """Compute a tile at a time: what every device can."""
     window = TileWindow(tuple(grid), tuple(tile), tuple(reach))
     window.check(query.shape[-2] - (text_stop - text_start))
     first, _ = image_range(query.shape[-2], (text_start, text_stop))
     text = [(text_start, text_stop)] if text_start < text_stop else []
     parts = []
-    for (start, stop), runs in zip(window.layout.ranges, window.runs, strict=True):
-        near = [(first + a, first + b) for a, b in runs]
+    for (start, stop), shown in zip(window.layout.ranges, window.runs, strict=True):
+        near = [(first + a, first + b) for a, b in shown]
         seen = [*text, *near] if text_start == 0 else [*near, *text]
         parts.append(
             torch.nn.functional.scaled_dot_product_attention(
@@ -48,6 +49,27 @@ def _tile_attention(
         )
         parts = [words, *parts] if text_start == 0 else [*parts, words]
     return torch.cat(parts, dim=-2)
+
+
+_tile_attention = torch.library.custom_op("ditc::tile_attention", _by_tiles, mutates_args=())
+
+
+@_tile_attention.register_kernel("cuda")
+def _by_kernel(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    grid: Sequence[int],
+    tile: Sequence[int],
+    reach: Sequence[int],
+    scale: float,
+    text_start: int,
+    text_stop: int,
+) -> torch.Tensor:
+    if not runs(query):
+        return _by_tiles(query, key, value, grid, tile, reach, scale, text_start, text_stop)
+    window = TileWindow(tuple(grid), tuple(tile), tuple(reach))
+    return attend(query, key, value, window, scale, (text_start, text_stop))
 
 
 @_tile_attention.register_fake

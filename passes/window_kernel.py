@@ -11,8 +11,8 @@ import torch
 
 from ditc.runtime.errors import PassError
 
-from .pattern import Pattern, pattern_of
-from .window import Window
+from .pattern import KernelWindow, Pattern, pattern_of
+from .tile_window import TileWindow
 
 __all__ = ["DTYPES", "Blocks", "Shape", "attend", "blocks_of", "constants", "run", "runs", "tables"]
 
@@ -57,7 +57,7 @@ class Blocks:
     stages: int
 
 
-def blocks_of(shape: Shape, window: Window) -> Blocks:
+def blocks_of(shape: Shape, window: KernelWindow) -> Blocks:
     """Return sizes for a shape: what fits into an SM's registers, and no more than a tile needs.
 
     Chosen by the sizes that published kernels of the same structure use; not tuned on a GPU.
@@ -67,9 +67,19 @@ def blocks_of(shape: Shape, window: Window) -> Blocks:
         blocks = Blocks(32 if wide else 64, 32, 4, 2)
     else:
         blocks = Blocks(128, 64, 8 if wide else 4, 3)
-    within = math.gcd(window.block, blocks.queries)
-    queries = within if within >= 64 else blocks.queries
+    queries = _queries(window, blocks.queries)
     return Blocks(queries, blocks.keys, min(blocks.warps, queries // 16), blocks.stages)
+
+
+def _queries(window: KernelWindow, most: int) -> int:
+    """Return how many queries a program takes: of one tile where these alone see the same keys."""
+    if isinstance(window, TileWindow):
+        size = math.prod(window.tile)
+        if size <= most:
+            return max(SMALLEST, 1 << (size - 1).bit_length())
+        return most // 2 if 0 < size % most <= most // 2 else most
+    within = math.gcd(window.block, most)
+    return within if within >= 64 else most
 
 
 def constants(
@@ -131,7 +141,7 @@ def attend(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    window: Window,
+    window: KernelWindow,
     scale: float,
     text: tuple[int, int] = (0, 0),
     blocks: Blocks | None = None,
@@ -152,6 +162,7 @@ def attend(
 
     Raises:
         PassError: if dtypes, shapes or the place of the text can't be.
+        PlanError: if a window of tiles is for another number of image tokens.
     """
     tokens = query.shape[-2]
     if not 0 <= text[0] <= text[1] <= tokens or (text[0] > 0 and text[0] < text[1] < tokens):

@@ -60,7 +60,12 @@ def test_measured_attention_is_right(dry_run: tuple[int, dict, str]) -> None:
         for entry in dry_run[1]["entries"]
         if entry["section"] == "windows" and entry["values"]
     }
-    assert {"band, Triton", "band, dense blocks as in engines", "full, written out"} <= set(shown)
+    assert {
+        "band, Triton",
+        "3 x 3 tiles of 8 x 8, Triton",
+        "band, dense blocks as in engines",
+        "full, written out",
+    } <= set(shown)
     assert all(0 < values["error"] < 2e-3 for values in shown.values())
     assert shown["band, Triton"]["density"] < 0.5
 

@@ -6,13 +6,15 @@ import numpy as np
 import pytest
 import torch
 
-from ditc.passes import Window, arrow_attention, attention, windowed_attention
+from ditc.passes import Window, arrow_attention, attention, tile_attention, windowed_attention
 from ditc.passes.pattern import Pattern, Row, Run, pattern_of
+from ditc.passes.tile_window import TileWindow
 from ditc.passes.window_kernel import Blocks, Shape, attend, blocks_of, run, tables
 from ditc.runtime.errors import PassError
 
 from .models import noise
 from .reference import masked_attention, visible
+from .test_pattern import TILES, mask_of_tiles
 
 pytest.importorskip("triton", reason="waits for Triton: Linux only")
 
@@ -95,6 +97,19 @@ def test_windows_and_text(tokens: int, window: Window, text: tuple[int, int]) ->
     assert error(given, found, window, 0.5, text) <= TOLERANCE[torch.float32]
 
 
+@pytest.mark.parametrize(("window", "text"), TILES)
+def test_tiles_on_a_grid(window: TileWindow, text: tuple[int, int]) -> None:
+    tokens = window.layout.tokens + text[1] - text[0]
+    given = parts(2, 1, tokens, 24, dtype=torch.float32, seed=tokens)
+    found = attend(*given, window, 0.4, text, SMALL).cpu().double()
+    mask = mask_of_tiles(window, text)
+    expected = masked_attention(*(part.cpu().double() for part in given), 0.4, mask)
+    assert float((found - expected).abs().max()) <= 2e-6
+    sizes = (list(window.grid), list(window.tile), list(window.reach))
+    by_kernel = tile_attention._by_kernel(*given, *sizes, 0.4, *text)
+    assert float((by_kernel.cpu().double() - expected).abs().max()) <= 2e-6
+
+
 def test_runs_of_any_kind() -> None:
     """Rows of uneven length whose runs lie apart and end within a block of keys."""
     runs = [[(0, 9), (30, 47)], [(5, 6)], [(0, 60)], [(17, 50), (59, 60)]]
@@ -169,6 +184,9 @@ def test_blocks_follow_tiles_and_registers() -> None:
     assert blocks_of(half, Window(512)) == Blocks(128, 64, 4, 3)
     assert blocks_of(half, Window(512, 64)) == Blocks(64, 64, 4, 3)
     assert blocks_of(half, Window(512, 32)).queries == 128
+    assert blocks_of(half, TileWindow((64, 64), (8, 8), (1, 1))) == Blocks(64, 64, 4, 3)
+    assert blocks_of(half, TileWindow((64, 64), (2, 2), (1, 1))) == Blocks(16, 64, 1, 3)
+    assert blocks_of(half, TileWindow((64, 64), (12, 16), (1, 1))).queries == 64
     wide = Shape(4096, 128, 128, torch.float32)
     assert blocks_of(wide, Window(512)) == Blocks(32, 32, 2, 2)
 

@@ -83,7 +83,7 @@ def _parity(options: argparse.Namespace) -> Iterator[Entry]:
 
 def _attentions(options: argparse.Namespace) -> list[AttentionShape]:
     if options.tiny:
-        return [AttentionShape(1, 2, 24, 48), AttentionShape(1, 1, 16, 40, 7)]
+        return [AttentionShape(1, 2, 24, 64), AttentionShape(1, 1, 16, 40, 7)]
     plain = [AttentionShape(2, heads, dim, n) for heads, dim in HEADS for n in TOKENS]
     return plain + [AttentionShape(2, 24, 128, n, WORDS) for n in TOKENS[1:]]
 

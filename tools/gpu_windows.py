@@ -1,6 +1,7 @@
 """Latency of attention, full and in windows, at the sizes that PAPER.md names."""
 
 import importlib.util
+import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -10,8 +11,9 @@ import torch
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from ditc.passes import Window
+from ditc.passes import TileWindow, Window
 from ditc.passes.attention import windowed_by_rows
+from ditc.passes.pattern import KernelWindow
 from ditc.passes.window import arrow_pairs
 from ditc.passes.window_kernel import Blocks, attend
 
@@ -31,7 +33,8 @@ NO_KERNEL = ("No available kernel", "No viable backend")
 """What torch says where none of the backends allowed can do it."""
 
 BLOCK = 128
-WORDS = 512
+TILE = 8
+"""Tokens of a tile along each axis: 64 queries that see the same keys."""
 CHECKED = 64
 TUNED = tuple(
     Blocks(queries, keys, warps, stages)
@@ -61,7 +64,7 @@ class AttentionShape:
 class _Form:
     """One way to attend: the window it keeps to, if any, and the function."""
 
-    window: Window | None
+    window: KernelWindow | None
     run: Attention
 
 
@@ -141,7 +144,7 @@ def _forms(shape: AttentionShape, device: str) -> dict[str, _Form]:
 
         return run
 
-    def kernel(window: Window) -> Attention:
+    def kernel(window: KernelWindow) -> Attention:
         def run(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
             check_kernel(device)
             return attend(query, key, value, window, scale, text)
@@ -163,6 +166,12 @@ def _forms(shape: AttentionShape, device: str) -> dict[str, _Form]:
         del forms["full, written out"]
     forms["band, Triton"] = _Form(band, kernel(band))
     forms[f"blocks of {block}, Triton"] = _Form(whole, kernel(whole))
+    grid = _square(shape.tokens)
+    if grid is not None:
+        tiles = TileWindow(grid, (min(TILE, grid[0]), min(TILE, grid[1])), (1, 1))
+        forms[f"3 x 3 tiles of {tiles.tile[0]} x {tiles.tile[1]}, Triton"] = _Form(
+            tiles, kernel(tiles)
+        )
     forms["band, dense blocks as in engines"] = _Form(band, blocks)
     if not shape.words:
         forms["band, torch under a mask"] = _Form(
@@ -192,17 +201,37 @@ def _error(form: _Form, shape: AttentionShape, given: tuple[torch.Tensor, ...]) 
     rows = torch.linspace(0, tokens - 1, min(CHECKED, tokens), device=query.device).long()
     scores = query[:, :, rows].float() @ key.float().transpose(-1, -2) * shape.head_dim**-0.5
     if form.window is not None:
-        places = torch.arange(tokens, device=query.device) - shape.words
-        tiles = places.div(form.window.block, rounding_mode="floor")
-        near = (tiles[rows, None] - tiles).abs() <= form.window.radius // form.window.block
-        text = places < 0
-        scores = scores.masked_fill(~(near | text | text[rows, None]), float("-inf"))
+        seen = _seen(form.window, tokens, shape.words, rows)
+        scores = scores.masked_fill(~seen, float("-inf"))
     expected = scores.softmax(-1) @ value.float()
     error = (found[:, :, rows].float() - expected).abs().max() / expected.abs().max()
     return {"error": float(error)}
 
 
-def _density(window: Window | None, shape: AttentionShape) -> float:
+def _seen(window: KernelWindow, tokens: int, words: int, rows: torch.Tensor) -> torch.Tensor:
+    """Return `[rows, tokens]`: whether a token is seen, by the window's definition."""
+    places = torch.arange(tokens, device=rows.device) - words
+    text = places < 0
+    if isinstance(window, TileWindow):
+        first = torch.zeros(tokens, dtype=torch.long)
+        near = torch.zeros(len(rows), tokens, dtype=torch.bool, device=rows.device)
+        for number, (start, stop) in enumerate(window.layout.ranges):
+            first[words + start : words + stop] = number
+        for index, number in enumerate(first[rows.cpu()].tolist()):
+            for start, stop in window.runs[number]:
+                near[index, words + start : words + stop] = True
+    else:
+        tiles = places.div(window.block, rounding_mode="floor")
+        near = (tiles[rows, None] - tiles).abs() <= window.radius // window.block
+    return near | text | text[rows, None]
+
+
+def _square(tokens: int) -> tuple[int, int] | None:
+    side = math.isqrt(tokens)
+    return (side, side) if side**2 == tokens else None
+
+
+def _density(window: KernelWindow | None, shape: AttentionShape) -> float:
     if window is None:
         return 1.0
     tokens = shape.tokens + shape.words
