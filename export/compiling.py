@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from ditc.passes import Bucket, Plan, Program, Schedule, split_prologue
 from ditc.passes.fingerprint import program_digest
 from ditc.passes.graphs import flat_outputs
+from ditc.passes.precision import with_precision
 from ditc.runtime.errors import LoweringError, PlanError
 from ditc.runtime.files import SOURCES_FILE
 from ditc.runtime.manifest import (
@@ -75,7 +76,8 @@ def compile(  # noqa: A001 (the contract's name)
             complete.
         target: `onnx`; `tensorrt-rtx:sm89,sm120` for engines for GPUs of these compute
             capabilities, built without one; `tensorrt` for the GPU at hand.
-        precision: `fp32`.
+        precision: `fp32`, `fp16` or `bf16`; inputs and outputs are float32 all the same. A model
+            that was captured in a half precision is compiled in that.
         sampler: a diffusers scheduler whose coefficients go into the bundle, so that it can
             generate; None for a bundle that is only stepped.
         progress: called after each bucket.
@@ -108,7 +110,7 @@ def compile(  # noqa: A001 (the contract's name)
     _check_choice("weights", weights, WEIGHTS_MODES)
     library = None if wanted.library is None else find_library(wanted)
     _check_choice("precision", precision, PRECISIONS)
-    _check_dtypes(sched.program, precision)
+    sched = sched.on(with_precision(sched.program, precision))
     _check_scheduler(sched.plan, sampler)
     table = None if sampler is None else _told(sched.program, sampler_table(sampler, sched.steps))
     if table is not None:
@@ -231,22 +233,6 @@ def _check_variance(program: Program, table: SamplerTable) -> None:
             f"model, whose output {program.outputs[0]} is {list(shape)}, expected "
             f"{list(expected)} with twice the latents' channels: build it with a fixed variance"
         )
-
-
-def _check_dtypes(program: Program, precision: str) -> None:
-    if program.latents.dtype != torch.float32:
-        raise LoweringError(
-            f"{program.latents.name} is {_dtype(program.latents.dtype)}, expected float32 for "
-            f"precision {precision}: load the model in float32 and capture it again"
-        )
-    graph = program.graph_module.graph
-    for node in (*graph.find_nodes(op="placeholder"), *graph.find_nodes(op="get_attr")):
-        dtype = node.meta["val"].dtype
-        if dtype.is_floating_point and dtype.itemsize < torch.float32.itemsize:
-            raise LoweringError(
-                f"{node.target} is {_dtype(dtype)}, expected float32 for precision {precision}: "
-                "load the model in float32 and capture it again"
-            )
 
 
 def _lowered(

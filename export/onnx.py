@@ -22,6 +22,7 @@ from ditc.passes.scheduling import Bucket
 from ditc.runtime.errors import LoweringError, PassError
 
 from .blocks import MOST_SCORES
+from .cast_weights import CastWeights
 from .drop_squeezes import DropSqueezes
 from .expand_masks import ExpandMasks
 from .fold_constants import FoldConstants
@@ -39,6 +40,8 @@ NOWHERE = "store"
 """Where weights lie until they have a place in a bundle."""
 INLINE_BYTES = 1024
 """Constants up to this size stay in the graph's file."""
+CASTS = ("float16", "bfloat16", "float32")
+"""What weights are cast to where they are stored, as their names say."""
 
 
 def _pipeline(most_scores: int) -> tuple[Pass, ...]:
@@ -47,6 +50,7 @@ def _pipeline(most_scores: int) -> tuple[Pass, ...]:
         LowerWindows(most_scores),
         DropSqueezes(),
         ExpandMasks(),
+        CastWeights(),
         TransposeWeights(),
         RemoveDeadCode(),
     )
@@ -167,13 +171,21 @@ def _lift(module: fx.GraphModule, program: Program) -> dict[str, Source]:
 
 def _source(target: str, program: Program) -> Source | None:
     """Return where a tensor of a lowered module comes from, None for a constant made here."""
-    for known, transposed in ((target, False), (target.removesuffix("_transposed"), True)):
-        try:
-            weight(program.graph_module, known)
-        except PassError:
-            continue
-        return Source(known, transposed)
+    plain = target.removesuffix("_transposed")
+    for dtype in (None, *CASTS):
+        known = plain if dtype is None else plain.removesuffix(f"_{dtype}")
+        for name, transposed in ((target, False), (known, plain != target)):
+            if _has_weight(program, name):
+                return Source(name, transposed, dtype if name == known else None)
     return None
+
+
+def _has_weight(program: Program, name: str) -> bool:
+    try:
+        weight(program.graph_module, name)
+    except PassError:
+        return False
+    return True
 
 
 def _translate(where: str, module: fx.GraphModule) -> onnx_ir.Model:

@@ -148,7 +148,7 @@ class Marks:
         return self._tried(node) if mark is None else mark.expand(shape_of(node))
 
     def _marked(self, node: fx.Node) -> bool:
-        return any(bool(mark.any()) for mark in pytree.tree_leaves(self._marks[node]))
+        return any(bool(_thin(mark).any()) for mark in pytree.tree_leaves(self._marks[node]))
 
     def _by_rule(self, node: fx.Node) -> Mark | None:
         """Return what expands to the mark of a value, None if there is no rule for its operator."""

@@ -8,7 +8,7 @@ from .errors import LoweringError
 __all__ = ["LIBRARIES", "PRECISIONS", "TARGETS", "WEIGHTS_MODES", "Target", "parse_target"]
 
 TARGETS = ("onnx", "tensorrt-rtx", "tensorrt")
-PRECISIONS = ("fp32",)
+PRECISIONS = ("fp32", "fp16", "bf16")
 LIBRARIES = {"tensorrt-rtx": "tensorrt_rtx", "tensorrt": "tensorrt"}
 """The Python module that builds and runs the engines of a target."""
 WEIGHTS_MODES = ("inputs", "baked")
