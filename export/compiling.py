@@ -1,6 +1,6 @@
 """Compile a schedule into a bundle."""
 
-from collections.abc import Callable, Mapping, Set
+from collections.abc import Callable, Iterable, Mapping, Set
 from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
@@ -12,7 +12,6 @@ from safetensors.torch import save_file
 from ditc.passes import Bucket, Plan, Program, Schedule, split_prologue
 from ditc.passes.fingerprint import program_digest
 from ditc.passes.graphs import flat_outputs
-from ditc.passes.precision import with_precision
 from ditc.runtime.errors import LoweringError, PlanError
 from ditc.runtime.files import SOURCES_FILE
 from ditc.runtime.manifest import (
@@ -45,6 +44,7 @@ from .engines import write_engines
 from .lowered import Lowered
 from .onnx import lower, save
 from .parts import part_jobs, prologue_info
+from .precision import in_precision
 from .sampler import sampler_table
 from .tensorrt import find_library
 from .variants import write_sources
@@ -64,6 +64,7 @@ def compile(  # noqa: A001 (the contract's name)
     cache: str | Path | None = None,
     jobs: int | None = None,
     log: Callable[[str], object] | None = None,
+    calibration: Iterable[Mapping[str, torch.Tensor]] | None = None,
     prologue: bool = True,
     weights: str = "inputs",
     dynamic: Mapping[str, tuple[int, int]] | None = None,
@@ -84,6 +85,8 @@ def compile(  # noqa: A001 (the contract's name)
         cache: folder that keeps graphs, so that only what changed is built again, and a build
             that was killed goes on where it was; `~/.cache/ditc` if None.
         jobs: graphs to build at once, each in a process; as many as there are cores if None.
+        calibration: inputs to run the model on before it is made fp16, by input name, so that
+            values which that can't hold stay in fp32; those it was captured with if None.
         log: told, a line each, which graphs were built and which were found in the cache; of
             engines also how long they took and which sites have no dedicated kernel.
         prologue: whether what doesn't depend on the latents leaves the steps, as far as it is
@@ -110,7 +113,7 @@ def compile(  # noqa: A001 (the contract's name)
     _check_choice("weights", weights, WEIGHTS_MODES)
     library = None if wanted.library is None else find_library(wanted)
     _check_choice("precision", precision, PRECISIONS)
-    sched = sched.on(with_precision(sched.program, precision))
+    sched = sched.on(in_precision(sched.program, precision, calibration, log or _ignore))
     _check_scheduler(sched.plan, sampler)
     table = None if sampler is None else _told(sched.program, sampler_table(sampler, sched.steps))
     if table is not None:

@@ -42,7 +42,7 @@ class CastPrecision(Pass):
         operands: queries, keys and values of all attentions, by name.
         products: matrix products that attentions are written out with, by name.
         inner: what else lies between those, by name.
-        keep: nodes that stay in full width, by name.
+        keep: nodes that stay in full width, and so does what takes their values, by name.
     """
 
     name: ClassVar[str] = "cast-precision"
@@ -80,7 +80,9 @@ class CastPrecision(Pass):
     ) -> torch.dtype:
         """Return the precision in which a node computes."""
         wide, floats = torch.float32, _floats(node)
-        if node.name in self.keep or node.target in WIDE or node.name in self.inner:
+        if node.name in self.keep or any(arg.name in self.keep for arg in floats):
+            return wide
+        if node.target in WIDE or node.name in self.inner:
             return wide
         if node.target in LINEAR and passed.get(node, TIME_PROJECTIONS + 1) <= TIME_PROJECTIONS:
             return wide
@@ -102,8 +104,10 @@ class CastPrecision(Pass):
 
     def _yields(self, node: fx.Node, arg: fx.Node, soft: Set[fx.Node]) -> bool:
         """Whether an argument in full width gives way to halves in a pointwise operator."""
-        fixed = self.level.get(arg.name, Level.LATENTS) < Level.LATENTS
-        return arg in soft or (node.target in SUMS and fixed)
+        return arg in soft or (node.target in SUMS and self._level(arg) < Level.LATENTS)
+
+    def _level(self, node: fx.Node) -> Level:
+        return self.level.get(node.name, Level.LATENTS)
 
     def _cast_arguments(self, node: fx.Node, dtype: torch.dtype) -> None:
         if node.target in CASTS or (node.target in FOLLOWS and node.target not in NORMS):
@@ -144,7 +148,7 @@ class CastPrecision(Pass):
         for node in graph.nodes:
             if node.op == "placeholder" and node.name in self.scalars:
                 passed[node] = 0
-            if node.op != "call_function" or self.level[node.name] is Level.LATENTS:
+            if node.op != "call_function" or self._level(node) is Level.LATENTS:
                 continue
             before = [passed[arg] for arg in node.all_input_nodes if arg in passed]
             if before:

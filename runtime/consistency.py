@@ -47,6 +47,9 @@ def check_manifest(manifest: "Manifest") -> None:
 def _check_names(manifest: "Manifest") -> None:
     if not manifest.outputs:
         raise BundleError("outputs: is empty, expected at least one output")
+    for info in manifest.outputs:
+        if info.dtype == "bfloat16":
+            raise BundleError(f"output {info.name!r}: is bfloat16, which no caller can be given")
     inputs = [info.name for info in manifest.inputs]
     outputs = [info.name for info in manifest.outputs]
     slots = [info.name for info in manifest.slots]

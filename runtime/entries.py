@@ -4,8 +4,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
-import numpy as np
-
+from .dtypes import array_dtype
 from .fields import (
     JsonValue,
     read_choice,
@@ -61,7 +60,7 @@ class OutputInfo:
     @property
     def nbytes(self) -> int:
         """Bytes it takes."""
-        return math.prod(self.shape) * np.dtype(self.dtype).itemsize
+        return math.prod(self.shape) * array_dtype(self.dtype).itemsize
 
     def to_json(self) -> dict[str, JsonValue]:
         """Return the JSON object."""
@@ -71,7 +70,7 @@ class OutputInfo:
     def from_json(cls, value: object, where: str) -> "OutputInfo":
         """Return what `to_json` wrote, or raise BundleError."""
         found = read_object(value, where, ("name", "shape", "dtype"))
-        return cls(*_read_tensor(found, where))
+        return cls(*_read_tensor(found, where, raw=True))
 
 
 @dataclass(frozen=True)
@@ -112,7 +111,7 @@ class SlotInfo:
     @property
     def nbytes(self) -> int:
         """Bytes the buffer takes."""
-        return math.prod(self.shape) * np.dtype(self.dtype).itemsize
+        return math.prod(self.shape) * array_dtype(self.dtype).itemsize
 
     def to_json(self) -> dict[str, JsonValue]:
         """Return the JSON object."""
@@ -124,7 +123,7 @@ class SlotInfo:
         """Return what `to_json` wrote, or raise BundleError."""
         found = read_object(value, where, ("name", "site", "kind", "shape", "dtype", "storage"))
         kind = read_choice(found["kind"], f"{where}.kind", SLOT_KINDS)
-        name, shape, dtype = _read_tensor(found, where)
+        name, shape, dtype = _read_tensor(found, where, raw=True)
         site = read_name(found["site"], f"{where}.site")
         storage = read_integer(found["storage"], f"{where}.storage", 0, MAX_COUNT)
         return cls(name, site, kind, shape, dtype, storage)
@@ -216,9 +215,12 @@ def _read_step(value: object, where: str) -> int:
     return read_integer(value, where, 0, MAX_STEPS - 1)
 
 
-def _read_tensor(found: Mapping[str, object], where: str) -> tuple[str, tuple[int, ...], str]:
+def _read_tensor(
+    found: Mapping[str, object], where: str, *, raw: bool = False
+) -> tuple[str, tuple[int, ...], str]:
+    """Read a tensor's fields; those that no caller sees may be raw bits of a dtype numpy hasn't."""
     return (
         read_name(found["name"], f"{where}.name"),
         read_shape(found["shape"], f"{where}.shape"),
-        read_dtype(found["dtype"], f"{where}.dtype"),
+        read_dtype(found["dtype"], f"{where}.dtype", raw=raw),
     )

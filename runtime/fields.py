@@ -157,9 +157,15 @@ def read_choice(value: object, where: str, choices: Sequence[Choice]) -> Choice:
     raise BundleError(f"{where}: is {value!r}, expected one of {expected}")
 
 
-def read_dtype(value: object, where: str) -> str:
-    """Return the name of a numpy dtype that bundles may hold, or raise BundleError."""
-    return read_choice(value, where, DTYPES)
+def read_dtype(value: object, where: str, *, raw: bool = False) -> str:
+    """Return the name of a dtype that bundles may hold, or raise BundleError.
+
+    Args:
+        value: what was read.
+        where: to tell of it.
+        raw: whether it may be one whose numbers are carried as raw bits, `bfloat16`.
+    """
+    return read_choice(value, where, (*DTYPES, "bfloat16") if raw else DTYPES)
 
 
 def read_shape(value: object, where: str) -> tuple[int, ...]:

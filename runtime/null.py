@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from .dtypes import array_dtype
 from .engine import Array
 from .manifest import Manifest, OutputInfo
 
@@ -54,4 +55,4 @@ class NullEngine:
     def run(self, arrays: Mapping[str, Array]) -> dict[str, Array]:
         """Note the inputs and return zeros."""
         self.backend.calls.append((self.bucket, {name: a.copy() for name, a in arrays.items()}))
-        return {info.name: np.zeros(info.shape, info.dtype) for info in self.outputs}
+        return {info.name: np.zeros(info.shape, array_dtype(info.dtype)) for info in self.outputs}

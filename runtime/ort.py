@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
+from .dtypes import BFLOAT16, ONNX_BFLOAT16, array_dtype, bits, onnx_type
 from .engine import Array
 from .errors import BundleError, EngineError
 from .files import WEIGHTS_FILE
@@ -72,6 +73,7 @@ class OrtBackend:
         _check_providers(ort, self.providers)
         used = {name for bucket in manifest.graphs for name in bucket.weights}
         _check_weights(manifest, weights)
+        _check_precision(manifest, self.providers)
         device = DEVICES.get(self.providers[0], "cpu")
         values = _place_weights(ort, {name: weights[name] for name in sorted(used)}, device)
         sessions = {
@@ -172,7 +174,8 @@ class OrtEngine:
         ):
             slot, memory = slots[name], self.storages[slots[name].storage]
             device = memory.device_name()
-            bind(name, device, 0, np.dtype(slot.dtype), slot.shape, memory.data_ptr())
+            kind = onnx_type(array_dtype(slot.dtype))
+            bind(name, device, 0, kind, slot.shape, memory.data_ptr())
 
     def bound(self, slots: Mapping[str, str]) -> "OrtEngine":
         """Return an engine of the same session on other slots; see `Rebindable.bound`."""
@@ -184,15 +187,16 @@ class OrtEngine:
     def run(self, arrays: Mapping[str, Array]) -> dict[str, Array]:
         """Run one step on the caller's own input and output memory; see `Engine.run`."""
         outputs: dict[str, Array] = {
-            info.name: np.empty(info.shape, info.dtype) for info in self._outputs
+            info.name: np.empty(info.shape, array_dtype(info.dtype)) for info in self._outputs
         }
         try:
-            for name, array in arrays.items():
-                self._binding.bind_cpu_input(name, array)
-            for name, array in outputs.items():
-                self._binding.bind_output(
-                    name, "cpu", 0, array.dtype, array.shape, array.ctypes.data
-                )
+            for named, bind in (
+                (arrays, self._binding.bind_input),
+                (outputs, self._binding.bind_output),
+            ):
+                for name, array in named.items():
+                    kind = onnx_type(array.dtype)
+                    bind(name, "cpu", 0, kind, array.shape, array.ctypes.data)
             self._session.run_with_iobinding(self._binding)
         except Exception as error:
             raise EngineError(
@@ -240,6 +244,14 @@ def _check_providers(ort: ModuleType, providers: Sequence[str]) -> None:
             )
 
 
+def _check_precision(manifest: Manifest, providers: Sequence[str]) -> None:
+    if manifest.precision == "bf16" and CPU in providers:
+        raise EngineError(
+            f"the bundle is of precision 'bf16', for which ONNX Runtime has no kernels on {CPU!r}: "
+            "compile with precision 'fp16' or 'fp32', or ask for a GPU's provider alone"
+        )
+
+
 def _check_threads(threads: int) -> None:
     if not isinstance(threads, int) or not 1 <= threads <= MAX_THREADS:
         raise EngineError(f"threads is {threads}, expected an integer from 1 to {MAX_THREADS}")
@@ -250,16 +262,23 @@ def _place_weights(
 ) -> dict[str, "OrtValue"]:
     """Return weights where the sessions compute: on a GPU one copy, on the CPU the memory map."""
     try:
-        return {
-            name: ort.OrtValue.ortvalue_from_numpy(array, device, 0)
-            for name, array in weights.items()
-        }
+        return {name: _placed(ort, array, device) for name, array in weights.items()}
     except Exception as error:
         total = sum(array.nbytes for array in weights.values())
         raise EngineError(
             f"ONNX Runtime {ort.__version__} can't put {total / 1e6:.1f} MB of weights on "
             f"{device}: {error}; end what else uses its memory"
         ) from error
+
+
+def _placed(ort: ModuleType, array: Array, device: str) -> "OrtValue":
+    """Return a weight as ONNX Runtime takes it; one of bfloat16 it moves to a device by itself."""
+    made: OrtValue
+    if array.dtype == BFLOAT16:
+        made = ort.OrtValue.ortvalue_from_numpy_with_onnx_type(bits(array), ONNX_BFLOAT16)
+    else:
+        made = ort.OrtValue.ortvalue_from_numpy(array, device, 0)
+    return made
 
 
 def _allocate_slots(ort: ModuleType, manifest: Manifest, device: str) -> dict[int, "OrtValue"]:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from .dtypes import array_dtype
 from .errors import BundleError
 from .fields import load_json, read_integer, read_list, read_object, read_shape, read_string
 
@@ -19,6 +20,7 @@ DTYPES = {
     "F64": "float64",
     "F32": "float32",
     "F16": "float16",
+    "BF16": "bfloat16",
     "I64": "int64",
     "I32": "int32",
     "I16": "int16",
@@ -34,7 +36,7 @@ def map_tensors(path: Path) -> dict[str, Array]:
     The format: 8 bytes of header length, little-endian; the header, JSON; the tensors' bytes.
 
     Raises:
-        BundleError: if the file isn't a sound safetensors file, or holds a dtype numpy hasn't.
+        BundleError: if the file isn't a sound safetensors file, or holds a dtype unknown here.
     """
     header, start = _read_header(path)
     data = np.asarray(np.memmap(path, dtype=np.uint8, mode="r"))
@@ -72,7 +74,7 @@ def _read_entry(
     kind = read_string(found["dtype"], where)
     if kind not in DTYPES:
         raise BundleError(f"{where}: has dtype {kind}, expected one of {', '.join(DTYPES)}")
-    dtype = np.dtype(DTYPES[kind])
+    dtype = array_dtype(DTYPES[kind])
     shape = read_shape(found["shape"], where)
     offsets = read_list(
         found["data_offsets"], where, lambda item, place: read_integer(item, place, 0, size)

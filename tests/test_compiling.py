@@ -283,17 +283,6 @@ def test_a_weight_of_one_name_and_two_values_is_refused(tmp_path: Path) -> None:
     assert message.endswith(" differs between buckets")
 
 
-def test_a_model_of_another_precision(tmp_path: Path) -> None:
-    kwargs = {name: value.half() for name, value in models.plain_kwargs().items()}
-    program = capture(models.small().half(), kwargs, "cond-first")
-    sched = schedule(program, planned(program, "full"))
-    message = refused(LoweringError, tmp_path, lambda: compile_bundle(sched, tmp_path / "bundle"))
-    assert message == (
-        "x is float16, expected float32 for precision fp32: load the model in float32 and capture "
-        "it again"
-    )
-
-
 def test_a_plan_found_with_another_scheduler(tmp_path: Path) -> None:
     sched = small_schedule()
     found = replace(sched, plan=replace(sched.plan, scheduler="DDIMScheduler"))
