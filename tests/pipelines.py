@@ -1,7 +1,7 @@
 """Tiny diffusers pipelines with random weights, and arguments to call them with."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from diffusers import (
@@ -61,8 +61,10 @@ def autoencoder(channels: int, downs: int = 3, **more: object) -> AutoencoderKL:
     )
 
 
-def transformer(title: str) -> torch.nn.Module:
-    return next(tiny for tiny in ZOO if tiny.title == title).module()
+def transformer(title: str, **changes: object) -> torch.nn.Module:
+    """Return a model of the zoo, its configuration changed."""
+    tiny = next(tiny for tiny in ZOO if tiny.title == title)
+    return replace(tiny, config={**tiny.config, **changes}).module()
 
 
 def quiet(pipe: DiffusionPipeline) -> DiffusionPipeline:
@@ -91,7 +93,8 @@ def dit() -> DiffusionPipeline:
 def pixart() -> DiffusionPipeline:
     parts = {"tokenizer": None, "text_encoder": None, "vae": autoencoder(3)}
     scheduler = DPMSolverMultistepScheduler()
-    return quiet(PixArtSigmaPipeline(**parts, transformer=models.pixart(), scheduler=scheduler))
+    model = models.randomised(models.pixart(), std=0.25)
+    return quiet(PixArtSigmaPipeline(**parts, transformer=model, scheduler=scheduler))
 
 
 def sd3() -> DiffusionPipeline:
@@ -125,7 +128,7 @@ def latte() -> DiffusionPipeline:
             tokenizer=None,
             text_encoder=None,
             vae=autoencoder(4),
-            transformer=transformer("LatteTransformer3DModel"),
+            transformer=transformer("LatteTransformer3DModel", out_channels=8),
             scheduler=DDIMScheduler(),
         )
     )
@@ -146,7 +149,7 @@ def cogvideox() -> DiffusionPipeline:
             tokenizer=None,
             text_encoder=None,
             vae=vae,
-            transformer=transformer("CogVideoXTransformer3DModel"),
+            transformer=transformer("CogVideoXTransformer3DModel", attention_head_dim=16),
             scheduler=CogVideoXDDIMScheduler(),
         )
     )
