@@ -112,6 +112,11 @@ def compile(  # noqa: A001 (the contract's name)
     wanted = parse_target(target)
     _check_choice("weights", weights, WEIGHTS_MODES)
     library = None if wanted.library is None else find_library(wanted)
+    if library is not None and dynamic is not None:
+        raise LoweringError(
+            f"target {wanted}: its engines serve one batch size: leave dynamic out, or compile "
+            "with target='onnx'"
+        )
     _check_choice("precision", precision, PRECISIONS)
     sched = sched.on(in_precision(sched.program, precision, calibration, log or _ignore))
     _check_scheduler(sched.plan, sampler)

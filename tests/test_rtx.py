@@ -12,6 +12,7 @@ from ditc.runtime import Bundle
 from ditc.runtime.errors import BundleError, DitcError, EngineError
 from ditc.runtime.manifest import MANIFEST_FILE, Manifest
 from ditc.runtime.rtx import TensorRtBackend
+from ditc.tools.cli import main
 
 from .bundles import write_manifest
 from .compiled import arrays, sampling_bundle, small_bundle
@@ -192,3 +193,13 @@ def test_nothing_falls_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert "CUDA graphs are of TensorRT's engines" in refused(
         EngineError, lambda: Bundle.open(small_bundle(), cuda_graphs=True)
     )
+
+
+def test_inspect_tells_of_engines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    info = replace(INFO, decomposed={"attentions.0": "no kernel for fp32"})
+    place = engine_bundle(small_bundle(), tmp_path / "b", info)
+    assert main(["inspect", str(place)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[2] == "target     tensorrt-rtx, fp32, CFG cond-first"
+    assert lines[3] == "engines    tensorrt_rtx 1.7.1.116, for sm89, sm120, weights inputs"
+    assert lines[4] == "           attentions.0: attention written out: no kernel for fp32"

@@ -163,6 +163,19 @@ def test_libraries_and_gpus_that_are_not_there() -> None:
 
 
 @needs_rtx
+def test_engines_serve_one_batch_size(tmp_path: Path) -> None:
+    with pytest.raises(LoweringError) as caught:
+        compile_bundle(
+            small_schedule(), tmp_path / "b", target="tensorrt-rtx:sm89", dynamic={"batch": (1, 4)}
+        )
+    assert str(caught.value) == (
+        "target tensorrt-rtx:sm89: its engines serve one batch size: leave dynamic out, or compile "
+        "with target='onnx'"
+    )
+    assert not list(tmp_path.iterdir())
+
+
+@needs_rtx
 @pytest.mark.parametrize("weights", ["inputs", "baked"])
 def test_a_bundle_of_engines(tmp_path: Path, weights: str) -> None:
     told: list[str] = []

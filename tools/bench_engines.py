@@ -7,11 +7,12 @@ buckets of mixed methods in their place.
 
 import argparse
 import json
+import lzma
 import random
 import resource
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -19,6 +20,7 @@ from pathlib import Path
 from ditc.export.building import Job, build
 from ditc.export.cache import EngineCache, default_cache, key_of
 from ditc.export.engine_file import EngineFile
+from ditc.export.engines import XZ_PRESET
 from ditc.export.lowered import Lowered
 from ditc.export.onnx import lower
 from ditc.export.tensorrt import EngineJob, build_engines, decomposed_sites, find_library
@@ -46,6 +48,7 @@ class Row:
         build_seconds: to build its engine.
         peak_bytes: of memory the engine's build held.
         plan_bytes: of the engine.
+        stored_bytes: of the engine as a bundle holds it, compressed.
         weight_bytes: of the weights it takes.
         decomposed: sites without a dedicated kernel.
     """
@@ -57,13 +60,14 @@ class Row:
     build_seconds: float
     peak_bytes: int
     plan_bytes: int
+    stored_bytes: int
     weight_bytes: int
     decomposed: int
 
 
-def uniform(program: Program, radius: int) -> Plan:
+def uniform(program: Program, radius: int, wanted: Sequence[str] = SPARING) -> Plan:
     """Return a plan whose steps use each method at every site they may be used at."""
-    methods = [m for m in SPARING if program.cfg or not Method(m).shares_cfg]
+    methods = [m for m in wanted if program.cfg or not Method(m).shares_cfg]
     rows = ["full", *(row for method in methods for row in (method, "full"))][:-1]
     plan = Plan.uniform(program, len(rows), "full", window=Window(radius))
     for step, method in enumerate(rows):
@@ -73,17 +77,24 @@ def uniform(program: Program, radius: int) -> Plan:
 
 
 def mixed(program: Program, radius: int, steps: int, seed: int = 0) -> Plan:
-    """Return a plan whose steps, but the first, use any method at any site."""
+    """Return a plan whose steps, but the first, use any method at any site; half of them `ast`."""
     draw = random.Random(seed)
     allowed = [m for m in ("full", *SPARING) if program.cfg or not Method(m).shares_cfg]
+    shares = [len(allowed) if method == "ast" else 1 for method in allowed]
     plan = Plan.uniform(program, steps, "full", window=Window(radius))
     for step in range(1, steps):
         for site in plan.sites:
-            plan = plan.replace(step, site, draw.choice(allowed))
+            plan = plan.replace(step, site, draw.choices(allowed, shares)[0])
     return plan
 
 
-def bench_engines(name: str, target: str, cache: EngineCache, buckets: int | None) -> list[Row]:
+def bench_engines(
+    name: str,
+    target: str,
+    cache: EngineCache,
+    buckets: int | None,
+    methods: Sequence[str] = SPARING,
+) -> list[Row]:
     """Build the engines of a model and return what each took.
 
     Raises:
@@ -93,7 +104,7 @@ def bench_engines(name: str, target: str, cache: EngineCache, buckets: int | Non
     started = time.monotonic()
     program = model.program()
     _say(f"{model.title}: captured in {time.monotonic() - started:.1f} s, {_peak()}")
-    sched = _schedule(model, program, buckets)
+    sched = _schedule(model, program, buckets, methods)
     rows = []
     for bucket in sched.buckets:  # one after the other, so that what each took can be told
         started = time.monotonic()
@@ -108,9 +119,11 @@ def bench_engines(name: str, target: str, cache: EngineCache, buckets: int | Non
     return rows
 
 
-def _schedule(model: Large, program: Program, buckets: int | None) -> Schedule:
+def _schedule(
+    model: Large, program: Program, buckets: int | None, methods: Sequence[str]
+) -> Schedule:
     if buckets is None:
-        return schedule(program, uniform(program, model.radius))
+        return schedule(program, uniform(program, model.radius, methods))
     return schedule(program, mixed(program, model.radius, buckets))
 
 
@@ -134,6 +147,7 @@ def _row(name: str, bucket: Bucket, seconds: float, lowered: Lowered, engine: En
         build_seconds=engine.seconds,
         peak_bytes=engine.peak_bytes,
         plan_bytes=len(engine.plan),
+        stored_bytes=len(lzma.compress(engine.plan, preset=XZ_PRESET)),
         weight_bytes=sum(
             t.numel() * t.element_size() for t in (*weights, *lowered.constants.values())
         ),
@@ -145,7 +159,8 @@ def _line(row: Row) -> str:
     return (
         f"{row.model:<11} {row.bucket} {row.methods:<24} lowered {row.lower_seconds:6.1f} s  "
         f"built {row.build_seconds:6.1f} s  {row.peak_bytes / 1e6:7.0f} MB  plan "
-        f"{row.plan_bytes / 1e6:7.2f} MB  weights {row.weight_bytes / 1e6:9.1f} MB  "
+        f"{row.plan_bytes / 1e6:7.2f} MB ({row.stored_bytes / 1e6:.2f} stored)  "
+        f"weights {row.weight_bytes / 1e6:9.1f} MB  "
         f"{row.decomposed} sites decomposed"
     )
 
@@ -169,13 +184,18 @@ def main() -> None:
     parser.add_argument("models", nargs="*", metavar="MODEL", help=", ".join(LARGE))
     parser.add_argument("--target", default="tensorrt-rtx:sm89", help="(tensorrt-rtx:sm89)")
     parser.add_argument("--buckets", type=int, help="so many of mixed methods, not one a method")
+    parser.add_argument(
+        "--method", action="append", choices=SPARING, help="beside full, all of them if none"
+    )
     parser.add_argument("--cache", type=Path, default=default_cache(), help="(~/.cache/ditc)")
     parser.add_argument("-o", "--out", type=Path, help="JSON file to write")
     options = parser.parse_args()
     cache = EngineCache(options.cache)
     rows: list[Row] = []
     for name in options.models or LARGE:
-        rows += bench_engines(name, options.target, cache, options.buckets)
+        rows += bench_engines(
+            name, options.target, cache, options.buckets, options.method or SPARING
+        )
         if options.out is not None:
             record = [asdict(row) for row in rows]
             options.out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")

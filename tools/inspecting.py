@@ -89,6 +89,7 @@ def _bundle_lines(path: Path, manifest: Manifest) -> Iterator[str]:
     if manifest.weights_sha256 is not None:
         yield f"weights    swapped for those of {manifest.weights_sha256}; the plan is of others"
     yield f"target     {manifest.target}, {manifest.precision}, CFG {manifest.cfg or 'none'}"
+    yield from _engine(manifest)
     yield f"sampler    {manifest.sampler.scheduler if manifest.sampler else 'none'}"
     yield "bytes      " + ", ".join(f"{name} {size / 1e6:.2f} MB" for name, size in parts.items())
     least, largest = manifest.batches
@@ -125,6 +126,17 @@ def _bundle_lines(path: Path, manifest: Manifest) -> Iterator[str]:
         if call:
             yield f"the {call}itional call:"
         yield from _grid([methods[run.bucket] for run in manifest.runs if run.call == call])
+
+
+def _engine(manifest: Manifest) -> Iterator[str]:
+    """Yield what built the engines, for which GPUs, and where they have no dedicated kernel."""
+    info = manifest.engine
+    if info is None:
+        return
+    gpus = ", ".join(info.capabilities) or "the GPU they were built on"
+    yield f"engines    {info.library} {info.version}, for {gpus}, weights {info.weights}"
+    for site, reason in info.decomposed.items():
+        yield f"           {site}: attention written out: {reason}"
 
 
 def _prologue(manifest: Manifest) -> Iterator[str]:
