@@ -7,7 +7,6 @@ from functools import partial
 from ditc.passes.identity import in_batch
 from ditc.passes.program import Program
 from ditc.passes.scheduling import Bucket, Schedule
-from ditc.passes.splitting import split_prologue
 from ditc.runtime.dynamic import MAX_BATCH, DynamicInfo
 from ditc.runtime.errors import CaptureError, LoweringError
 
@@ -18,6 +17,7 @@ from .generalising import generalised
 from .lowered import Lowered
 from .onnx import lower
 from .parts import ALL_STEPS, part_jobs
+from .specialising import Specialisation
 
 __all__ = ["Batches", "batches_of", "dynamic_info", "lower_range", "range_parts"]
 
@@ -50,8 +50,7 @@ class Batches:
 def batches_of(
     sched: Schedule,
     dynamic: Mapping[str, tuple[int, int]] | None,
-    *,
-    prologue: bool,
+    special: Specialisation,
     target: str = "onnx",
 ) -> Batches | None:
     """Return the batch sizes that `dynamic` asks for, None where it asks for none.
@@ -59,7 +58,7 @@ def batches_of(
     Args:
         sched: for the program as captured.
         dynamic: `{"batch": (least, most)}`.
-        prologue: whether one is to be split off, as it is from that program.
+        special: what is done to programs before they are lowered, as it is to that one.
         target: that the schedule is compiled for.
 
     Raises:
@@ -93,8 +92,7 @@ def batches_of(
         programs = [_resized(sched.program, count) for count in TRACED]
     except CaptureError as error:
         raise LoweringError(f"dynamic: the batch can't vary: {error}") from error
-    if prologue:
-        programs = [split_prologue(found, sched.steps, sched.program) for found in programs]
+    programs = [special.of(found, sched.program) for found in programs]
     return Batches(least, most, (sched.on(programs[0]), sched.on(programs[1])))
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from ditc.passes import Bucket, Plan, Program, Schedule, split_prologue
+from ditc.passes import Bucket, Plan, Program, Schedule
 from ditc.passes.fingerprint import program_digest
 from ditc.passes.graphs import flat_outputs
 from ditc.runtime.errors import LoweringError, PlanError
@@ -46,6 +46,7 @@ from .onnx import lower, save
 from .parts import part_jobs, prologue_info
 from .precision import in_precision
 from .sampler import sampler_table
+from .specialising import Specialisation
 from .tensorrt import find_library
 from .variants import write_sources
 from .weights import entries, merge, write_store
@@ -68,6 +69,8 @@ def compile(  # noqa: A001 (the contract's name)
     prologue: bool = True,
     weights: str = "inputs",
     dynamic: Mapping[str, tuple[int, int]] | None = None,
+    fold_halves: bool = False,
+    fuse_guidance: bool = False,
 ) -> Path:
     """Lower every bucket of a schedule and write the bundle.
 
@@ -94,6 +97,9 @@ def compile(  # noqa: A001 (the contract's name)
         weights: `inputs` for engines that take their weights from the bundle's one store; `baked`
             for engines that hold them, a model's weights each.
         dynamic: `{"batch": (1, 8)}` for graphs that serve 1 to 8 samples at once.
+        fold_halves: whether what is the same in both halves of guidance is computed once; the
+            bundle then refuses latents that differ between them.
+        fuse_guidance: whether graphs guide their output themselves, by a scale that is an input.
 
     Returns:
         The bundle's folder.
@@ -124,9 +130,9 @@ def compile(  # noqa: A001 (the contract's name)
     if table is not None:
         _check_timestep(sched.program, table)
         _check_variance(sched.program, table)
-    batches = batches_of(sched, dynamic, prologue=prologue, target=wanted.name)
-    if prologue:
-        sched = sched.on(split_prologue(sched.program, sched.steps))
+    special = Specialisation(sched.steps, fold_halves, fuse_guidance, prologue)
+    batches = batches_of(sched, dynamic, special, wanted.name)
+    sched = sched.on(special.of(sched.program))
     place = Path(out_dir)
     kept = EngineCache(default_cache() if cache is None else Path(cache))
     workers = jobs or usable_cores()
@@ -180,6 +186,7 @@ def compile(  # noqa: A001 (the contract's name)
             ),
             engine=engine,
             dynamic=dynamic_info(batches, lowered),
+            equal_halves=sched.program.folded is not None,
         )
         (folder / MANIFEST_FILE).write_text(manifest.to_json(), encoding="utf-8")
     return place

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from .attention import windowed_attention
     from .capturing import capture
     from .counting import model_cost, multiply_adds, site_cost
+    from .folding import fold_halves
+    from .guiding import fuse_guidance
     from .program import Input, Program, Site, Slot
     from .prologue import Prologue
     from .recording import Recording, record
@@ -59,6 +61,8 @@ __all__ = [
     "Window",
     "attention_core",
     "capture",
+    "fold_halves",
+    "fuse_guidance",
     "model_cost",
     "multiply_adds",
     "plan_schema",
@@ -84,6 +88,8 @@ WITH_TORCH = {
     "Slot": "program",
     "TorchSession": "session",
     "capture": "capturing",
+    "fold_halves": "folding",
+    "fuse_guidance": "guiding",
     "model_cost": "counting",
     "multiply_adds": "counting",
     "record": "recording",

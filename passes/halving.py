@@ -10,7 +10,7 @@ from torch import fx
 from ditc.runtime.errors import PassError
 
 from .batch_rules import DROPS_AXIS, KEEPING, MIXED_AXES, ON_AXIS, REDUCING, SIZED
-from .graphs import shape_of
+from .graphs import BATCH_AXIS, BOTH_HALVES, LOST_AXIS, ONE_HALF, shape_of
 from .operators import is_pointwise
 
 __all__ = ["BatchAxes", "batch_axes"]
@@ -115,14 +115,19 @@ def batch_axes(graph: fx.Graph, sources: Sequence[fx.Node], batch: int) -> dict[
     as convolutions, those are taken to keep the batch first that keep the size of the first axis.
 
     Args:
-        graph: the whole graph.
+        graph: the whole graph; values of one half alone are left out.
         sources: its inputs that have the batch first.
         batch: its size.
     """
     axes = BatchAxes(sources)
     lost: set[fx.Node] = set()
     for node in graph.nodes:
-        if node.op != "call_function":
+        if node.meta.get(BATCH_AXIS) == LOST_AXIS:
+            lost.add(node)
+        elif node.meta.get(BATCH_AXIS, node.meta.get(BOTH_HALVES)) is not None:
+            axes.axis[node] = node.meta.get(BATCH_AXIS, node.meta.get(BOTH_HALVES))
+            continue
+        if node.op != "call_function" or ONE_HALF in node.meta:
             continue
         if any(arg in lost for arg in node.all_input_nodes):
             lost.add(node)

@@ -27,6 +27,12 @@ class Method(StrEnum):
         return self in (Method.ASC, Method.WA_RS_ASC)
 
     @property
+    def of_equal_halves(self) -> "Method":
+        """What is left of it where both halves are the same: nothing to share across CFG."""
+        halved = {Method.ASC: Method.FULL, Method.WA_RS_ASC: Method.WA_RS}
+        return halved.get(self, self)
+
+    @property
     def runs_full_attention(self) -> bool:
         """Whether it sees every key, so that a residual can be taken from it."""
         return self in (Method.FULL, Method.ASC)

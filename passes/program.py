@@ -1,6 +1,6 @@
 """Programs, their inputs, sites and slots: what the passes work on."""
 
-from collections.abc import Callable, Iterator, Mapping, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -30,7 +30,7 @@ __all__ = [
     "stack",
 ]
 
-Role = Literal["latents", "timestep", "condition"]
+Role = Literal["latents", "timestep", "condition", "guidance"]
 SlotKind = Literal["output", "residual"]
 SiteKind = Literal["self", "cross", "joint"]
 
@@ -43,7 +43,8 @@ class Input:
         name: nested arguments are joined by underscores (`added_cond_kwargs_resolution`).
         shape: with CFG the first axis of batched inputs holds both halves.
         dtype: torch dtype.
-        role: latents, timestep, or conditioning that stays the same over steps.
+        role: latents, timestep, conditioning that stays the same over steps, or the scale of
+            guidance.
     """
 
     name: str
@@ -138,6 +139,8 @@ class Program:
         told: how the timestep that it is told follows from a scheduler's.
         grid: (rows, columns) or (frames, rows, columns) of the image tokens at its sites, None if
             that can't be told.
+        folded: sites computed on one half, where the program holds for equal halves of latents
+            and timestep alone; None where it holds for all.
         prologue: what was taken out of the graph to run before the steps, if anything was.
         weights: where the values of weights on the meta device lie, None if all are loaded.
         again: captures the module with another number of samples, given this and that number;
@@ -158,6 +161,7 @@ class Program:
     unconditional: Mapping[str, torch.Tensor] = field(default_factory=dict)
     told: Told = field(default_factory=Told)
     grid: tuple[int, ...] | None = None
+    folded: frozenset[str] | None = None
     prologue: Prologue | None = None
     weights: Weights | None = None
     again: "Callable[[Program, int], Program] | None" = field(default=None, repr=False)
@@ -243,7 +247,20 @@ class Program:
             raise CaptureError(
                 f"unknown argument {unknown[0]}: the program takes {', '.join(sorted(known))}"
             )
-        return [self._checked(entry, given) for entry in self.inputs]
+        bound = [self._checked(entry, given) for entry in self.inputs]
+        if self.folded is not None:
+            self._check_halves(bound)
+        return bound
+
+    def _check_halves(self, bound: Sequence[torch.Tensor]) -> None:
+        for entry, value in zip(self.inputs, bound, strict=True):
+            if entry.role not in ("latents", "timestep") or value.dim() == 0:
+                continue
+            if not torch.equal(*value.chunk(2)):
+                raise CaptureError(
+                    f"argument {self.in_paths[entry.name]} differs between the halves of guidance, "
+                    "which the program takes as equal: give both the same, or don't fold halves"
+                )
 
     def unflatten(self, values: tuple[torch.Tensor, ...]) -> object:
         """Return flat outputs in the structure that the module returns."""

@@ -54,9 +54,12 @@ class Bucket:
         Raises:
             PassError: if a method can't be applied at a site.
         """
-        compressed = {
-            name: method for name, method in self.methods.items() if method is not Method.FULL
+        folded = self.program.folded or frozenset()
+        methods = {
+            name: method.of_equal_halves if name in folded else method
+            for name, method in self.methods.items()
         }
+        compressed = {name: method for name, method in methods.items() if method is not Method.FULL}
         return rewrite(
             self.program, compressed, self.plan.windows, self.keep_outputs, self.keep_residuals
         )

@@ -9,7 +9,7 @@ from torch import fx
 from ditc.runtime.errors import PassError
 
 from .base import Pass
-from .graphs import SLOT, call, infer
+from .graphs import BATCH_AXIS, SLOT, call, infer
 from .halving import BatchAxes, batch_axes
 from .program import CfgLayout, Site
 from .sites import region
@@ -106,7 +106,7 @@ class _Layout:
         inputs = [node for node in graph.find_nodes(op="placeholder") if _is_batched(node, batch)]
         self._axes = batch_axes(graph, inputs, batch)
         self._constants = {*_unread_biases(graph), *_expanded(graph)}
-        self._dependent = set(inputs)
+        self._dependent = {*inputs, *_made_before(graph)}
         for node in graph.nodes:
             if any(arg in self._dependent for arg in node.all_input_nodes):
                 self._dependent.add(node)
@@ -135,7 +135,15 @@ class _Layout:
         return True
 
 
+def _made_before(graph: fx.Graph) -> list[fx.Node]:
+    """Return the inputs that a prologue made from batched ones."""
+    inputs = graph.find_nodes(op="placeholder")
+    return [node for node in inputs if node.meta.get(BATCH_AXIS) is not None]
+
+
 def _is_batched(node: fx.Node, batch: int) -> bool:
+    if BATCH_AXIS in node.meta:
+        return False
     shape = node.meta["val"].shape
     return SLOT in node.meta or (len(shape) > 0 and shape[0] == batch)
 

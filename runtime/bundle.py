@@ -16,6 +16,7 @@ from .feed import Feed
 from .files import check_files
 from .guidance import (
     Latents,
+    check_equal_halves,
     condition,
     condition_calls,
     guide,
@@ -195,12 +196,12 @@ class Bundle:
         x = _initial_latents(draw, table, shape, latents)
         given = None if noise is None else _as_float32("noise", noise, (table.steps, *shape))
         state = SamplerState(table)
-        cfg = "cond-first" if self.manifest.calls else self.manifest.cfg
+        cfg = "cond-first" if self.manifest.calls else self.manifest.output_cfg
         self.reset()
         for k in range(table.steps):
             with np.errstate(over="ignore", invalid="ignore"):  # checked below, with the step
                 scaled = state.model_input(k, x)
-                predicted = self._predicted(k, scaled, table.timesteps[k], full)
+                predicted = self._predicted(k, scaled, table.timesteps[k], scale, full)
                 check_finite(f"step {k}: the model's output", predicted)
                 guided = guide(cfg, predicted, scale, shape)
                 variance = learned_variance(cfg, predicted, shape)
@@ -215,12 +216,13 @@ class Bundle:
         k: int,
         latents: Latents,
         timestep: float,
+        scale: float,
         conditions: Mapping[str, Mapping[str, Array]],
     ) -> Array:
         """Return the model's output at a step; of two calls as one batch, conditional first."""
         name, found = self.manifest.outputs[0].name, {}
         for call in calls_of(self.manifest.cfg):
-            inputs = self._model_inputs(latents, timestep, conditions[call])
+            inputs = self._model_inputs(latents, timestep, scale, conditions[call])
             found[call] = self._run(k, call, inputs, same_prompt=k > 0)[name]
         return found[""] if "" in found else np.concatenate([found["cond"], found["uncond"]])
 
@@ -275,7 +277,10 @@ class Bundle:
                 raise EngineError(f"input {name!r} is missing, expected {', '.join(names)}")
         shapes = {name: as_array(name, array).shape for name, array in arrays.items()}
         sized = self._resize(self.manifest.samples_of(shapes))
-        return {info.name: check_array(info, arrays[info.name]) for info in sized.inputs}
+        checked = {info.name: check_array(info, arrays[info.name]) for info in sized.inputs}
+        if sized.equal_halves:
+            check_equal_halves(sized, checked)
+        return checked
 
     def _sampler(self) -> tuple[SamplerTable, InputInfo]:
         latents = self.manifest.input_of("latents")
@@ -300,7 +305,11 @@ class Bundle:
         return float(scale)
 
     def _model_inputs(
-        self, latents: Latents, timestep: float, conditioning: Mapping[str, Array]
+        self,
+        latents: Latents,
+        timestep: float,
+        scale: float,
+        conditioning: Mapping[str, Array],
     ) -> dict[str, Array]:
         inputs = dict(conditioning)
         for info in self._sized.inputs:
@@ -310,6 +319,8 @@ class Bundle:
                 inputs[info.name] = np.ascontiguousarray(batch, info.dtype)
             if info.role == "timestep":
                 inputs[info.name] = np.full(info.shape, timestep, info.dtype)
+            if info.role == "guidance":
+                inputs[info.name] = np.full(info.shape, scale, info.dtype)
         return inputs
 
 

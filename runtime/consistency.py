@@ -57,7 +57,7 @@ def _check_names(manifest: "Manifest") -> None:
     _check_unique("inputs and slots", [*inputs, *values, *slots])
     _check_unique("outputs and slots", [*outputs, *slots])
     _check_unique("buckets", [graph.name for graph in manifest.graphs])
-    for role in ("latents", "timestep"):
+    for role in ("latents", "timestep", "guidance"):
         if sum(info.role == role for info in manifest.inputs) > 1:
             raise BundleError(f"inputs: several have the role {role!r}, expected at most one")
 
@@ -110,7 +110,7 @@ def _check_known(where: str, field: str, names: Iterable[str], known: set[str]) 
 
 
 def _check_prologue(manifest: "Manifest", prologue: PrologueInfo) -> None:
-    inputs = {info.name for info in manifest.inputs if info.role != "latents"}
+    inputs = {info.name for info in manifest.inputs if info.role in ("condition", "timestep")}
     timestep = {info.name for info in manifest.inputs if info.role == "timestep"}
     prompt = {info.name for info in prologue.prompt.outputs} if prologue.prompt else set()
     for part in prologue.parts:
@@ -143,6 +143,14 @@ def _check_runs(manifest: "Manifest") -> None:
 
 
 def _check_halves(manifest: "Manifest") -> None:
+    scale = manifest.input_of("guidance")
+    if scale is not None and (not in_batch(manifest.cfg) or scale.shape):
+        raise BundleError(
+            f"input {scale.name!r}: is a scale of guidance of shape {list(scale.shape)} with cfg "
+            f"{manifest.cfg!r}, expected no axes and two halves"
+        )
+    if manifest.equal_halves and not in_batch(manifest.cfg):
+        raise BundleError("equal_halves: is true, but no batch holds both halves")
     latents = manifest.input_of("latents")
     if not in_batch(manifest.cfg) or latents is None:
         return

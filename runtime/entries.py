@@ -24,7 +24,7 @@ __all__ = ["BucketInfo", "FileInfo", "InputInfo", "ModelInfo", "OutputInfo", "Sl
 
 MAX_STEPS = 10_000
 MAX_COUNT = 2**63 - 1
-ROLES = ("latents", "timestep", "condition")
+ROLES = ("latents", "timestep", "condition", "guidance")
 SLOT_KINDS = ("output", "residual")
 
 
@@ -75,7 +75,10 @@ class OutputInfo:
 
 @dataclass(frozen=True)
 class InputInfo:
-    """An input of the program; its role is "latents", "timestep" or "condition"."""
+    """An input of the program; its role is "latents", "timestep", "condition" or "guidance".
+
+    One of the role "guidance" is the scale; the program's output is guided then.
+    """
 
     name: str
     shape: tuple[int, ...]

@@ -16,6 +16,7 @@ __all__ = [
     "load_json",
     "read_choice",
     "read_dtype",
+    "read_flag",
     "read_integer",
     "read_list",
     "read_mapping",
@@ -155,6 +156,13 @@ def read_choice(value: object, where: str, choices: Sequence[Choice]) -> Choice:
             return choice
     expected = ", ".join("null" if choice is None else repr(choice) for choice in choices)
     raise BundleError(f"{where}: is {value!r}, expected one of {expected}")
+
+
+def read_flag(value: object, where: str) -> bool:
+    """Return True or False, or raise BundleError for anything else, 0 and 1 among it."""
+    if not isinstance(value, bool):
+        raise BundleError(f"{where}: is {value!r}, expected true or false")
+    return value
 
 
 def read_dtype(value: object, where: str, *, raw: bool = False) -> str:

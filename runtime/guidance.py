@@ -13,6 +13,7 @@ from .manifest import InputInfo, Manifest
 
 __all__ = [
     "Latents",
+    "check_equal_halves",
     "condition",
     "condition_calls",
     "guide",
@@ -41,6 +42,22 @@ def split(cfg: str | None, batch: Array) -> tuple[Array, Array]:
     """Return the conditional and the unconditional half of a full batch."""
     first, second = np.split(batch, 2)
     return (first, second) if cfg == "cond-first" else (second, first)
+
+
+def check_equal_halves(manifest: Manifest, arrays: Mapping[str, Array]) -> None:
+    """Refuse latents or timesteps that differ between the halves.
+
+    Raises:
+        EngineError: naming the input.
+    """
+    for info in manifest.inputs:
+        if info.role in ("latents", "timestep") and info.shape:
+            first, second = np.split(arrays[info.name], 2)
+            if not np.array_equal(first, second):
+                raise EngineError(
+                    f"input {info.name!r} differs between the halves, which the bundle takes as "
+                    "equal: give both the same, or compile without folding halves"
+                )
 
 
 def guide(cfg: str | None, output: Array, scale: float, shape: tuple[int, ...]) -> Latents:

@@ -31,6 +31,7 @@ from .fields import (
     digest_of,
     load_json,
     read_choice,
+    read_flag,
     read_integer,
     read_list,
     read_mapping,
@@ -105,6 +106,7 @@ class Manifest:
         engine: what built the buckets' engines; None where they are ONNX graphs.
         dynamic: the batch sizes its graphs serve; None where they serve the captured one alone.
         variant: name of the variant it is, where a folder holds several; its files begin with it.
+        equal_halves: whether latents and timestep have to be the same in both halves.
 
     Raises:
         BundleError: if the fields contradict each other; the message names the field.
@@ -130,6 +132,7 @@ class Manifest:
     engine: EngineInfo | None = None
     dynamic: DynamicInfo | None = None
     variant: str | None = None
+    equal_halves: bool = False
 
     def __post_init__(self) -> None:
         check_manifest(self)
@@ -162,6 +165,11 @@ class Manifest:
     def outputs_of(self, graph: BucketInfo | PartInfo) -> tuple[OutputInfo, ...]:
         """Return what a graph gives besides slots."""
         return graph.outputs if isinstance(graph, PartInfo) else self.outputs
+
+    @property
+    def output_cfg(self) -> str | None:
+        """The layout of the outputs' halves; None where the program guides them itself."""
+        return None if self.input_of("guidance") else self.cfg
 
     @property
     def storages(self) -> dict[str, int]:
@@ -267,6 +275,7 @@ class Manifest:
             "files": {path: info.to_json() for path, info in self.files.items()},
             "weights_sha256": self.weights_sha256,
             "curve": None if self.curve is None else self.curve.to_json(),
+            "equal_halves": self.equal_halves,
             "prologue": None if self.prologue is None else self.prologue.to_json(),
             "dynamic": None if self.dynamic is None else self.dynamic.to_json(),
             "variant": self.variant,
@@ -324,6 +333,7 @@ class Manifest:
                 else read_sha256(found["weights_sha256"], "weights_sha256")
             ),
             curve=None if found["curve"] is None else CurveInfo.from_json(found["curve"], "curve"),
+            equal_halves=read_flag(found["equal_halves"], "equal_halves"),
             prologue=(
                 None
                 if found["prologue"] is None

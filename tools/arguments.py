@@ -133,6 +133,17 @@ def add_compile_options(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="compute in every step what doesn't depend on the latents, too",
     )
+    parser.add_argument(
+        "--fold-halves",
+        action="store_true",
+        help="compute once what is the same in both halves of guidance; the bundle then refuses "
+        "latents that differ between them",
+    )
+    parser.add_argument(
+        "--fuse-guidance",
+        action="store_true",
+        help="have graphs guide their output: half of it, and the scale as an input",
+    )
     parser.add_argument("--jobs", type=positive, help="graphs to build at once (as many as cores)")
     parser.add_argument("--samples", type=positive, help="images at once (as the call makes)")
     parser.add_argument(

@@ -101,6 +101,8 @@ def _build(
             prologue=not options.no_prologue,
             weights=options.weights,
             dynamic=options.dynamic,
+            fold_halves=options.fold_halves,
+            fuse_guidance=options.fuse_guidance,
         )
     for obstacle in recording.obstacles:
         sys.stdout.write(f"no sampler in the bundle, which is to be attached: {obstacle}\n")

@@ -131,6 +131,8 @@ def example_inputs(manifest: Manifest, step: int = 0) -> dict[str, Numbers]:
     for entry in manifest.inputs:
         if entry.role == "timestep":  # a real one: models take logarithms and roots of it
             inputs[entry.name] = np.full(entry.shape, timestep, entry.dtype)
+        elif entry.role == "guidance":
+            inputs[entry.name] = np.full(entry.shape, 1.0, entry.dtype)
         elif np.issubdtype(np.dtype(entry.dtype), np.floating):
             inputs[entry.name] = generator.standard_normal(entry.shape).astype(entry.dtype)
         else:
