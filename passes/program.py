@@ -1,6 +1,6 @@
 """Programs, their inputs, sites and slots: what the passes work on."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterator, Mapping, Set
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -10,6 +10,7 @@ from torch.utils import _pytree as pytree
 
 from ditc.runtime.errors import CaptureError
 
+from .equal_halves import check_equal_halves
 from .identity import CfgLayout, Identity, in_batch
 from .prologue import Feed, Prologue
 from .tile_window import TileLayout
@@ -247,20 +248,10 @@ class Program:
             raise CaptureError(
                 f"unknown argument {unknown[0]}: the program takes {', '.join(sorted(known))}"
             )
-        bound = [self._checked(entry, given) for entry in self.inputs]
         if self.folded is not None:
-            self._check_halves(bound)
-        return bound
-
-    def _check_halves(self, bound: Sequence[torch.Tensor]) -> None:
-        for entry, value in zip(self.inputs, bound, strict=True):
-            if entry.role not in ("latents", "timestep") or value.dim() == 0:
-                continue
-            if not torch.equal(*value.chunk(2)):
-                raise CaptureError(
-                    f"argument {self.in_paths[entry.name]} differs between the halves of guidance, "
-                    "which the program takes as equal: give both the same, or don't fold halves"
-                )
+            equal = [entry for entry in self.inputs if entry.role in ("latents", "timestep")]
+            check_equal_halves(given, [self.in_paths[entry.name] for entry in equal])
+        return [self._checked(entry, given) for entry in self.inputs]
 
     def unflatten(self, values: tuple[torch.Tensor, ...]) -> object:
         """Return flat outputs in the structure that the module returns."""
