@@ -10,7 +10,7 @@ from torch.utils import _pytree as pytree
 
 from ditc.runtime.errors import CaptureError
 
-from .equal_halves import check_equal_halves
+from .checking import check_constant, check_equal_halves
 from .identity import CfgLayout, Identity, in_batch
 from .prologue import Feed, Prologue
 from .tile_window import TileLayout
@@ -241,7 +241,7 @@ class Program:
         given = dict(flatten(stack(kwargs, self.stacked)))
         for path, constant in self.constants.items():
             if path in given:
-                _check_constant(path, given[path], constant)
+                check_constant(path, given[path], constant)
         known = set(self.constants) | set(self.in_paths.values())
         unknown = sorted(path for path in given if path not in known and given[path] is not None)
         if unknown:
@@ -276,21 +276,6 @@ class Program:
         if value.device != device:
             raise CaptureError(f"argument {path} is on {value.device}, the program on {device}")
         return value
-
-
-def _check_constant(path: str, value: object, constant: object) -> None:
-    if isinstance(constant, torch.Tensor):
-        if isinstance(value, torch.Tensor) and torch.equal(value, constant.to(value.device)):
-            return
-        raise CaptureError(
-            f"argument {path} is unlike what was captured, and the model decides by its values "
-            "what to compute: capture again with these"
-        )
-    if isinstance(value, torch.Tensor) or value != constant:
-        found = "a tensor" if isinstance(value, torch.Tensor) else repr(value)
-        raise CaptureError(
-            f"argument {path} is {found}, captured as {constant!r}: capture again with this value"
-        )
 
 
 def stack(kwargs: Mapping[str, object], names: Set[str]) -> Mapping[str, object]:
