@@ -44,6 +44,7 @@ def on_device(program: Program, device: str | torch.device) -> Program:
         program,
         graph_module=mover.module(program.graph_module),
         example={name: mover.tensor(value) for name, value in program.example.items()},
+        unconditional={name: mover.tensor(v) for name, v in program.unconditional.items()},
         prologue=prologue,
     )
 

@@ -86,6 +86,11 @@ from tests import models
 def make():
     return Recording(models.small(), models.plain_kwargs(), "cond-first", None)
 
+def twice():
+    cond, uncond = (models.plain_kwargs(seed, batch=2) for seed in (0, 1))
+    scaled = ("the pipeline scales what guidance makes of the halves",)
+    return Recording(models.small(), cond, "separate", None, uncond, obstacles=scaled)
+
 def wrong():
     return models.small()
 """
@@ -186,6 +191,26 @@ def pipeline() -> DiTPipeline:
     pipe = DiTPipeline(transformer, vae, DDIMScheduler(clip_sample=False))
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+def test_two_calls_a_step(factory: Path, capsys: Capture) -> None:
+    arguments = ["compile", "my_models:twice", "--plan", "plan.json", "-o", "bundle"]
+    assert main(arguments) == 0
+    told = capsys.readouterr().out
+    assert "no sampler in the bundle, which is to be attached: the pipeline scales what" in told
+    manifest = Bundle.open("bundle", threads=1).manifest
+    assert (manifest.cfg, manifest.sampler) == ("separate", None)
+    assert main(["verify", "bundle"]) == 0
+    assert main(["inspect", "bundle"]) == 0
+    shown = capsys.readouterr().out
+    assert "buckets run all 2 steps" in shown
+    assert shown.index("the conditional call:") < shown.index("the unconditional call:")
+    assert main(["bench", "bundle", "--rounds", "1"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[1] for line in lines[:3]] == ["runs", "2", "2"]
+    assert main(["report", "bundle", "-o", "report.html"]) == 0
+    message = fails(capsys, "search", "my_models:twice", "-o", "found.json", "--steps", "2")
+    assert message.endswith("put the bundle into the pipeline with ditc.runtime.diffusers.attach")
 
 
 def test_compile_a_saved_pipeline(capsys: Capture, tmp_path: Path) -> None:

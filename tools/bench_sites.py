@@ -58,7 +58,8 @@ def bench_sites(options: argparse.Namespace) -> None:
     if not options.out.parent.is_dir():
         raise DitcError(f"--out {options.out}: there is no folder {options.out.parent}")
     call = parse_call(options.call)
-    program = load_recording(options.what, RECORDED_STEPS, call, options.samples).capture()
+    recording = load_recording(options.what, RECORDED_STEPS, call, options.samples)
+    program = recording.batched().capture()
     check_samples(options.what, program, options.samples)
     latencies = measure(
         space_of(program),

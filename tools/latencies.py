@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from ditc.passes import Identity, Method, Plan, Program
-from ditc.passes.identity import CFG_LAYOUTS
+from ditc.passes.identity import CFG_LAYOUTS, compatible
 from ditc.passes.liveness import kept_residuals
 from ditc.passes.window import SiteWindow
 from ditc.passes.window_file import read_window
@@ -116,7 +116,8 @@ class Latencies:
             raise PlanError(
                 f"latencies are of {self.identity.model}, the model is {found}: {AGAIN}"
             )
-        if (self.latents, self.cfg) != (program.latents.shape[1:], program.cfg):
+        same = self.latents == program.latents.shape[1:] and compatible(self.cfg, program.cfg)
+        if not same:
             raise PlanError(
                 f"latencies are of latents {list(self.latents)}, CFG {self.cfg or 'none'}; the "
                 f"model has {list(program.latents.shape[1:])}, {program.cfg or 'none'}: {AGAIN}"
