@@ -23,7 +23,7 @@ def in_batch(cfg: CfgLayout | None) -> bool:
     return cfg in ("cond-first", "uncond-first")
 
 
-def compatible(first: CfgLayout | None, second: CfgLayout | None) -> bool:
+def compatible(first: str | None, second: str | None) -> bool:
     """Whether a plan for one layout means the same under another.
 
     A site computes the same from two halves in one batch as from two calls, as long as the
