@@ -1,0 +1,144 @@
+"""What half precision costs and saves on the demo model: `python -m ditc.tools.bench_precision`.
+
+The shipped plan is compiled in fp32 and in a half precision; both make one image a class from the
+same seeds on ONNX Runtime. The error is of the model's output, step by step on the same latents,
+against the fp32 schedule run by PyTorch.
+"""
+
+import argparse
+import json
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch.utils import _pytree as pytree
+
+from ditc.export import compile as compile_bundle
+from ditc.passes import Plan, Schedule, TorchSession, schedule
+from ditc.runtime import Bundle
+from ditc.runtime.errors import DitcError
+from ditc.runtime.files import WEIGHTS_FILE
+
+from .demo import GUIDANCE_SCALE
+from .glyphs import CLASSES, NULL_CLASS
+from .models import DEMO_PLAN, demo_recording
+from .quality import closeness
+from .timing import in_turn
+from .trajectory import Trajectory
+
+__all__ = ["Comparison", "compare", "main"]
+
+Images = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A precision beside fp32.
+
+    Attributes:
+        precision: which.
+        error: norm of the output's error over the output's, the largest of all steps.
+        ssim: of the images against those of fp32.
+        weight_bytes: of the weight store.
+        weight_bytes_fp32: the same in fp32.
+        slot_bytes: kept between steps.
+        slot_bytes_fp32: the same in fp32.
+        time_ratio: how many times as long as fp32 a generation takes.
+    """
+
+    precision: str
+    error: float
+    ssim: float
+    weight_bytes: int
+    weight_bytes_fp32: int
+    slot_bytes: int
+    slot_bytes_fp32: int
+    time_ratio: float
+
+
+def compare(folder: Path, precision: str, rounds: int, classes: int = len(CLASSES)) -> Comparison:
+    """Compile the demo model in both precisions, run both, and compare.
+
+    Args:
+        folder: where the bundles go.
+        precision: beside fp32.
+        rounds: of timing.
+        classes: of how many classes to make an image.
+    """
+    recording = demo_recording()
+    sched = schedule(recording.capture(), Plan.load(DEMO_PLAN))
+    bundles = {}
+    for name in ("fp32", precision):
+        place = compile_bundle(sched, folder / name, precision=name, sampler=recording.scheduler)
+        bundles[name] = Bundle.open(place)
+    full, half = bundles["fp32"], bundles[precision]
+    images = {name: _images(bundle, classes) for name, bundle in bundles.items()}
+    taken = in_turn(
+        {name: lambda b=bundle: _images(b, 1) for name, bundle in bundles.items()}, rounds
+    )
+    return Comparison(
+        precision,
+        _error(sched, half),
+        closeness(images[precision], images["fp32"]).ssim,
+        half.manifest.files[WEIGHTS_FILE].bytes,
+        full.manifest.files[WEIGHTS_FILE].bytes,
+        sum(half.manifest.storage_bytes.values()),
+        sum(full.manifest.storage_bytes.values()),
+        taken["fp32"].ratio_to(taken[precision]),
+    )
+
+
+def _images(bundle: Bundle, classes: int) -> Images:
+    made = [
+        bundle.generate(
+            seed=label,
+            guidance_scale=GUIDANCE_SCALE,
+            class_labels=np.array([label, NULL_CLASS]),
+        )
+        for label in range(classes)
+    ]
+    return np.concatenate(made)
+
+
+def _error(sched: Schedule, bundle: Bundle) -> float:
+    """Run all steps in PyTorch in fp32, and each in the engine on the same latents."""
+    assert bundle.manifest.sampler is not None
+    session = TorchSession(sched)
+    trajectory = Trajectory(sched.program, bundle.manifest.sampler, GUIDANCE_SCALE, seed=1)
+    worst = 0.0
+    for step in range(sched.steps):
+        inputs = trajectory.inputs(step)
+        expected = pytree.tree_leaves(session(step, **inputs))[0].numpy()
+        found = bundle.step(step, **{name: value.numpy() for name, value in inputs.items()})
+        assert isinstance(found, np.ndarray)
+        error = np.linalg.norm(found - expected) / np.linalg.norm(expected)
+        worst = max(worst, float(error))
+        trajectory.advance(step, torch.from_numpy(expected))
+    return worst
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; return 0, or 1 with one line on stderr where the input is at fault."""
+    parser = argparse.ArgumentParser(
+        prog="python -m ditc.tools.bench_precision", description=__doc__.splitlines()[0]
+    )
+    parser.add_argument("--precision", choices=("fp16", "bf16"), default="fp16", help="(fp16)")
+    parser.add_argument("--rounds", type=int, default=7, help="of timing (7)")
+    options = parser.parse_args(arguments)
+    try:
+        with tempfile.TemporaryDirectory(prefix="ditc-precision-") as folder:
+            found = compare(Path(folder), options.precision, options.rounds)
+    except DitcError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 1
+    sys.stdout.write(json.dumps(asdict(found), indent=1) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
