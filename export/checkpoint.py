@@ -43,7 +43,7 @@ class Checkpoint:
     """The tensors of safetensors files, none of them held.
 
     Args:
-        path: a file; or a folder that holds one, or the index of several (`*.index.json`).
+        path: a file; or the index of several (`*.index.json`); or a folder that holds either.
 
     Raises:
         CaptureError: if there are none, or they can't be read.
@@ -116,7 +116,7 @@ def _changed(path: Path) -> LoweringError:
 
 def _files(path: Path) -> list[Path]:
     if path.is_file():
-        return [path]
+        return _indexed(path) if path.name.endswith(".index.json") else [path]
     if not path.is_dir():
         raise CaptureError(f"{path}: is neither a safetensors file nor a folder with any")
     indices, files = sorted(path.glob(INDEX)), sorted(path.glob("*.safetensors"))

@@ -14,7 +14,7 @@ from .identity import CfgLayout, in_batch
 from .program import Program, flatten
 from .recorder import Recorder, Stop
 from .told import Told
-from .unloaded import Weights
+from .unloaded import Weights, standing_in
 
 __all__ = ["Recording", "record"]
 
@@ -96,6 +96,7 @@ def record(
     denoiser: str = "transformer",
     cfg: CfgLayout | None = None,
     call: Mapping[str, object] | None = None,
+    weights: Weights | None = None,
     **more: object,
 ) -> Recording:
     """Run a pipeline up to the first step that calls the denoiser.
@@ -106,6 +107,8 @@ def record(
             denoisers is recorded once for each.
         cfg: layout of the halves, found by what the pipeline does with them if None.
         call: arguments of the pipeline, as a mapping.
+        weights: where the denoiser's weights lie if they are on the meta device: nothing of it is
+            computed then.
         **more: further arguments of the pipeline.
 
     Raises:
@@ -122,7 +125,7 @@ def record(
     if scheduler is None:
         raise CaptureError(f"{type(pipe).__name__} has no scheduler")
     recorder = Recorder(module, scheduler)
-    with recorder.installed(), suppress(Stop):
+    with standing_in(module), recorder.installed(), suppress(Stop):
         pipe(**(call or {}), **more)
     if not recorder.calls:
         raise CaptureError(f"{type(pipe).__name__} never called its {denoiser}")
@@ -143,6 +146,7 @@ def record(
         told=told,
         obstacles=(*obstacles, *doubts, *recorder.obstacles),
         first_step=recorder.first_step,
+        weights=weights,
     )
 
 

@@ -66,7 +66,13 @@ def _build(
         variant: name of the variant, None for a bundle of one.
     """
     with progress("capture", 1) as advance:
-        recording = load_recording(options.model, plan.steps, call, options.samples)
+        recording = load_recording(
+            options.model,
+            plan.steps,
+            call,
+            options.samples,
+            loaded=options.precision == "fp16",  # its range is checked by running the model
+        )
         program = recording.capture()
         check_samples(options.model, program, options.samples)
         advance()
@@ -118,7 +124,9 @@ def _build(
         f"{built} of {len(graphs)} graphs built, the others found in the cache\n"
     )
     sys.stdout.writelines(
-        f"{line}\n" for line in told if ": engine " in line or line.startswith("warning: ")
+        f"{line}\n"
+        for line in told
+        if ": engine " in line or line.startswith(("warning: ", "fp16: "))
     )
 
 

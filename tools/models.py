@@ -3,8 +3,7 @@
 import importlib
 import json
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -25,7 +24,12 @@ DEMO_PLAN = Path(__file__).parent / "demo_model" / "plan.json"
 
 
 def load_recording(
-    model: str, steps: int, call: Mapping[str, object], samples: int | None
+    model: str,
+    steps: int,
+    call: Mapping[str, object],
+    samples: int | None,
+    *,
+    loaded: bool = True,
 ) -> Recording:
     """Load a model and record one call of its denoiser.
 
@@ -35,6 +39,8 @@ def load_recording(
         steps: number of denoising steps the pipeline is asked for.
         call: further arguments of the pipeline.
         samples: images at once; None for one of `demo`, and as many as the call makes elsewhere.
+        loaded: whether a pipeline's denoiser is needed with its weights; it can be compiled
+            without.
 
     Raises:
         DitcError: if the model can't be found or loaded.
@@ -43,7 +49,7 @@ def load_recording(
         return demo_recording(samples or 1, _side(call, "height"), _side(call, "width"))
     if ":" in model and not Path(model).exists():
         return _from_factory(model)
-    return _from_pipeline(model, steps, call, samples)
+    return _from_pipeline(model, steps, call, samples, loaded)
 
 
 def _side(call: Mapping[str, object], name: str) -> int:
@@ -107,34 +113,13 @@ def _from_factory(name: str) -> Recording:
     return made
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep what diffusers and transformers say while they load off standard error."""
-    from diffusers.utils import logging as diffusers_says
-    from transformers.utils import logging as transformers_say
-
-    before = [(says, says.get_verbosity()) for says in (diffusers_says, transformers_say)]
-    bars = [says.is_progress_bar_enabled() for says, _ in before]
-    try:
-        for says, _ in before:
-            says.set_verbosity_error()
-            says.disable_progress_bar()
-        yield
-    finally:
-        for (says, verbosity), bar in zip(before, bars, strict=True):
-            says.set_verbosity(verbosity)
-            if bar:
-                says.enable_progress_bar()
-
-
 def _from_pipeline(
-    model: str, steps: int, call: Mapping[str, object], samples: int | None
+    model: str, steps: int, call: Mapping[str, object], samples: int | None, loaded: bool
 ) -> Recording:
-    from diffusers import DiffusionPipeline
+    from .pipelines import open_pipeline
 
     try:
-        with _quiet():
-            pipe = DiffusionPipeline.from_pretrained(model)
+        pipe, weights = open_pipeline(model, loaded=loaded)
     except (OSError, ValueError, ImportError) as error:
         first = str(error).strip().splitlines()[0]
         raise DitcError(
@@ -144,7 +129,7 @@ def _from_pipeline(
     pipe.set_progress_bar_config(disable=True)
     try:
         more = call if samples is None else with_samples(pipe, call, samples)
-        return record(pipe, call={"num_inference_steps": steps, **more})
+        return record(pipe, call={"num_inference_steps": steps, **more}, weights=weights)
     except (TypeError, ValueError) as error:
         raise DitcError(
             f"model {model}: {type(pipe).__name__} refuses its arguments ({error}): give them with "
