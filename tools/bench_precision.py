@@ -11,6 +11,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -78,9 +79,8 @@ def compare(folder: Path, precision: str, rounds: int, classes: int = len(CLASSE
         bundles[name] = Bundle.open(place)
     full, half = bundles["fp32"], bundles[precision]
     images = {name: _images(bundle, classes) for name, bundle in bundles.items()}
-    taken = in_turn(
-        {name: lambda b=bundle: _images(b, 1) for name, bundle in bundles.items()}, rounds
-    )
+    timed = {name: partial(_images, bundle, 1) for name, bundle in bundles.items()}
+    taken = in_turn(timed, rounds)
     return Comparison(
         precision,
         _error(sched, half),
