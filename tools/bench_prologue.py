@@ -36,7 +36,7 @@ TEXT_WIDTH = 4096
 
 
 def pixart_sigma(layers: int = LAYERS) -> Program:
-    """Return PixArt-Σ at 1024 x 1024, a CFG batch of two; its weights are views of zeros."""
+    """Return PixArt-Σ at 1024 x 1024, a CFG batch of two; its weights are never there."""
     with torch.device("meta"):
         module = PixArtTransformer2DModel(
             num_layers=layers,
@@ -46,9 +46,6 @@ def pixart_sigma(layers: int = LAYERS) -> Program:
             use_additional_conditions=False,
         )
     for owner in module.modules():
-        for name, parameter in list(owner.named_parameters(recurse=False)):
-            zero = torch.zeros((), dtype=parameter.dtype).expand(parameter.shape)
-            setattr(owner, name, torch.nn.Parameter(zero, requires_grad=False))
         for name, buffer in list(owner.named_buffers(recurse=False)):
             setattr(owner, name, torch.zeros(buffer.shape, dtype=buffer.dtype))
     kwargs: dict[str, object] = {
