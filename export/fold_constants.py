@@ -7,7 +7,8 @@ import torch
 from torch import fx
 
 from ditc.passes.base import Pass
-from ditc.passes.graphs import add_weight
+from ditc.passes.graphs import add_weight, weight
+from ditc.passes.ordering import ORDER
 
 from .tensors import constant_name, raw_bytes
 
@@ -33,8 +34,12 @@ class FoldConstants(Pass):
     def rewrite(self, graph: fx.Graph) -> int:
         """Replace constants that anything else uses and return how many."""
         values: dict[fx.Node, torch.Tensor] = {}
+        owner = graph.owning_module
+        assert isinstance(owner, fx.GraphModule)
         for node in graph.nodes:
-            if _is_constant(node, values):
+            if node.op == "get_attr" and str(node.target).startswith(ORDER):
+                values[node] = weight(owner, str(node.target))
+            elif _is_constant(node, values):
                 args, kwargs = fx.map_arg((node.args, node.kwargs), values.__getitem__)
                 values[node] = node.target(*args, **kwargs)
         used = [node for node in values if any(user not in values for user in node.users)]

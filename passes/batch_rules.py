@@ -46,6 +46,7 @@ MIXED_AXES: dict[object, int] = {
 ON_AXIS = (
     aten.slice.Tensor,
     aten.select.int,
+    aten.index_select.default,
     aten.chunk.default,
     aten.split.Tensor,
     aten.split_with_sizes.default,
