@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from .counting import model_cost, multiply_adds, site_cost
     from .folding import fold_halves
     from .guiding import fuse_guidance
+    from .laying_out import with_tile_layout
     from .program import Input, Program, Site, Slot
     from .prologue import Prologue
     from .recording import Recording, record
@@ -74,6 +75,7 @@ __all__ = [
     "split_prologue",
     "tiled_attention",
     "windowed_attention",
+    "with_tile_layout",
 ]
 
 WITH_TORCH = {
@@ -100,6 +102,7 @@ WITH_TORCH = {
     "split_prologue": "splitting",
     "tiled_attention": "tile_attention",
     "windowed_attention": "attention",
+    "with_tile_layout": "laying_out",
 }
 """Module of each public name that needs torch."""
 

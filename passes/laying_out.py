@@ -7,7 +7,7 @@ returned, they are put back. At the sites between nothing is moved.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import accumulate, combinations
 from operator import mul
@@ -22,12 +22,13 @@ from .grid import token_grid
 from .ordering import RESHAPES, Ordering
 from .program import Program, Site
 from .remove_dead_code import RemoveDeadCode
-from .tile_window import TileLayout
+from .tile_window import TileLayout, TileWindow
 from .token_axis import TokenAxis, reshaped
 from .token_following import Following
 from .verify import verify_values
+from .window import SiteWindow
 
-__all__ = ["with_tile_layout"]
+__all__ = ["laid_out_for", "with_tile_layout"]
 
 
 def with_tile_layout(
@@ -65,6 +66,18 @@ def with_tile_layout(
             reasons.append((len(following.axes), str(error)))
     reason = max(reasons)[1]  # of where they were followed furthest
     raise PassError(f"image tokens can't lie in {layout}: {reason}; use a band instead")
+
+
+def laid_out_for(program: Program, windows: Iterable[SiteWindow]) -> Program:
+    """Return a program whose tokens lie as windows take them: itself unless they are of tiles.
+
+    Raises:
+        PassError: as `with_tile_layout` does.
+    """
+    layouts = [window.layout for window in windows if isinstance(window, TileWindow)]
+    if not layouts or any(site.tiles for site in program.sites):
+        return program
+    return with_tile_layout(program, layouts[0].tile, layouts[0].grid)
 
 
 def _grid(program: Program, rank: int) -> tuple[int, ...]:

@@ -13,6 +13,7 @@ from .calls import Call, Run, calls_of, slot_at, work_of
 from .curve import Curve
 from .equal_runs import Groups, rows_of
 from .graphs import SLOT
+from .laying_out import laid_out_for
 from .memory import activation_bytes, weight_bytes
 from .merging import Latencies, Merging, limit_buckets
 from .method import Method
@@ -206,7 +207,7 @@ def schedule(
     the output is there anyhow, and where nobody reads it, nobody minds.
 
     Args:
-        program: the captured model.
+        program: the captured model; if the plan has windows of tiles, its tokens are laid out so.
         plan: methods per step and site; checked against the program.
         max_buckets: merge steps until at most so many graphs remain; at a merged site the less
             aggressive method wins, so quality can only rise. `"knee"` for the limit at the knee
@@ -225,6 +226,8 @@ def schedule(
     """
     if max_slot_bytes is not None and max_slot_bytes < 0:
         raise PlanError(f"max_slot_bytes is {max_slot_bytes}, expected at least 0")
+    if ignore_model or plan.identity == program.identity:
+        program = laid_out_for(program, plan.windows.values())
     plan.check(program, ignore_model=ignore_model)
     plan = replace(plan, cfg=program.cfg)
     if max_memory_bytes is not None:

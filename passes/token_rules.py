@@ -53,7 +53,8 @@ def _kept(node: fx.Node, axes: Axes) -> Step:
 
 def _cast_as(node: fx.Node, axes: Axes) -> Step:
     """Of its second argument only the dtype counts."""
-    return Step(axes.get(node.args[0]))  # type: ignore[call-overload]
+    first = node.args[0]
+    return Step(axes.get(first) if isinstance(first, fx.Node) else None)
 
 
 def _nowhere(node: fx.Node, axes: Axes) -> Step:
@@ -107,7 +108,8 @@ def _softmax(node: fx.Node, axes: Axes) -> Step:
 
 
 def _addmm(node: fx.Node, axes: Axes) -> Step:
-    rows = axes.get(node.args[1])  # type: ignore[call-overload]
+    first = node.args[1]
+    rows = axes.get(first) if isinstance(first, fx.Node) else None
     if not isinstance(rows, TokenAxis) or rows.dim != 0:
         mixed(node)
     return Step(rows)
@@ -142,18 +144,15 @@ def _reduced(node: fx.Node, axes: Axes) -> Step:
     source, axis = source_of(node, axes)
     rank = len(shape_of(source))
     reduced = given(node, 2 if node.target is aten.linalg_vector_norm.default else 1, "dim")
-    if reduced is None:
-        return Step(None)
-    dims = {
-        int(dim) % rank for dim in (reduced if isinstance(reduced, list | tuple) else [reduced])
-    }  # type: ignore[arg-type,call-overload]
+    listed = reduced if isinstance(reduced, list | tuple) else [reduced]
+    dims = {dim % rank for dim in listed if isinstance(dim, int)} or set(range(rank))
     if axis.dim in dims:
         return Step(None) if axis.alone else mixed(node)
     kept = len(shape_of(node)) == rank
     return Step(axis if kept else moved(axis, axis.dim - sum(dim < axis.dim for dim in dims)))
 
 
-RULES: Mapping[object, Rule] = {
+OWN_RULES: Mapping[object, Rule] = {
     target: rule
     for targets, rule in (
         (CASTS, _kept),
@@ -174,4 +173,5 @@ RULES: Mapping[object, Rule] = {
         ((aten.expand_as.default, aten.copy.default), _pointwise),
     )
     for target in targets
-} | SHAPE_RULES
+}
+RULES: Mapping[object, Rule] = {**OWN_RULES, **SHAPE_RULES}

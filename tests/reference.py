@@ -67,7 +67,7 @@ class Eager:
         module: the denoiser; it is copied.
         attentions: module path of each site.
         cells: for each step the method of each site, as plain text.
-        windows: (radius, block) of each site.
+        windows: (radius, block) of each site, or `[tokens, tokens]`: whether i sees j.
         cfg: `cond-first`, `uncond-first` or None.
     """
 
@@ -76,7 +76,7 @@ class Eager:
         module: nn.Module,
         attentions: Mapping[str, str],
         cells: Sequence[Mapping[str, str]],
-        windows: Mapping[str, tuple[int, int]],
+        windows: Mapping[str, tuple[int, int] | torch.Tensor],
         cfg: str | None,
     ) -> None:
         self.module = _unfold(copy.deepcopy(module).double().eval())
@@ -114,8 +114,9 @@ class Eager:
     ) -> torch.Tensor:
         shares = "asc" in method
         query, key, value, scale = _project(attention, self._conditional(x) if shares else x)
-        radius, block = self.windows[site]
-        mask = visible(query.shape[2], radius, block)
+        window = self.windows[site]
+        whole = isinstance(window, torch.Tensor)
+        mask = window if whole else visible(query.shape[2], *window)
         windowed = masked_attention(query, key, value, scale, mask)
         if "wa-rs" in method:
             assert state.residual is not None

@@ -3,8 +3,10 @@
 import argparse
 from pathlib import Path
 
-from ditc.runtime.errors import LoweringError
+from ditc.runtime.errors import DitcError, LoweringError
 from ditc.runtime.targets import PRECISIONS, WEIGHTS_MODES, parse_target
+
+from .windows import WindowChoice, parse_window
 
 __all__ = [
     "add_compare_options",
@@ -12,11 +14,13 @@ __all__ = [
     "add_engine_options",
     "add_search_options",
     "add_variant_option",
+    "add_window_option",
     "batch_range",
     "limit",
     "positive",
     "seed",
     "target",
+    "window",
 ]
 
 CLIP = "openai/clip-vit-large-patch14"
@@ -37,6 +41,7 @@ def add_search_options(parser: argparse.ArgumentParser) -> None:
         "ilp: at the site too, all sites of a step at once, about two runs a step; its δ is of "
         "squared errors (greedy)",
     )
+    add_window_option(parser, "band")
     parser.add_argument(
         "--latency",
         type=Path,
@@ -95,6 +100,7 @@ def add_compile_options(parser: argparse.ArgumentParser) -> None:
         "each (inputs)",
     )
     parser.add_argument("--precision", choices=PRECISIONS, default="fp32", help="(fp32)")
+    add_window_option(parser, "those of the plan")
     parser.add_argument(
         "--max-buckets",
         type=limit,
@@ -156,6 +162,18 @@ def add_compile_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--call", default="{}", help="the pipeline's arguments as a JSON object")
     parser.add_argument(
         "--ignore-model", action="store_true", help="use a plan that was made for another model"
+    )
+
+
+def add_window_option(parser: argparse.ArgumentParser, default: str) -> None:
+    """Add which tokens see which where a site has a window."""
+    parser.add_argument(
+        "--window",
+        type=window,
+        metavar="KIND",
+        help="band or band:R for R tokens on each side (an eighth of all), block:N for whole "
+        "blocks of N, tile:8x8 or tile:2x8x8 for tiles of the image's or the video's grid and "
+        f"those that touch them, tile:8x8:2 or tile:8x8:2x1 to see further ({default})",
     )
 
 
@@ -236,4 +254,12 @@ def target(text: str) -> str:
     try:
         return str(parse_target(text))
     except LoweringError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def window(text: str) -> WindowChoice:
+    """Return the window that a text names."""
+    try:
+        return parse_window(text)
+    except DitcError as error:
         raise argparse.ArgumentTypeError(str(error)) from None

@@ -31,6 +31,7 @@ from .running import Numbers
 from .samples import check_samples
 from .space import Space, space_of
 from .timing import in_turn
+from .windows import windowed
 
 __all__ = ["bench_sites", "measure", "site_program"]
 
@@ -62,7 +63,7 @@ def bench_sites(options: argparse.Namespace) -> None:
     program = recording.batched().capture()
     check_samples(options.what, program, options.samples)
     latencies = measure(
-        space_of(program),
+        space_of(*windowed(program, options.window)),
         options.rounds,
         providers=options.provider or (CPU,),
         threads=options.threads,

@@ -17,6 +17,7 @@ from .latencies import Latencies
 from .models import load_recording, parse_call
 from .progress import progress
 from .samples import check_samples
+from .windows import windowed, with_windows
 
 __all__ = ["build"]
 
@@ -75,6 +76,9 @@ def _build(
         )
         program = recording.capture()
         check_samples(options.model, program, options.samples)
+        if options.window is not None:
+            program, windows = windowed(program, options.window)
+            plan = with_windows(plan, windows)
         advance()
     most = program.samples if options.dynamic is None else options.dynamic["batch"][1]
     sched = schedule(

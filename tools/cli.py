@@ -19,6 +19,7 @@ from .arguments import (
     add_engine_options,
     add_search_options,
     add_variant_option,
+    add_window_option,
     positive,
     seed,
 )
@@ -175,6 +176,7 @@ def _add_bench(commands: Commands) -> None:
         "--sites", action="store_true", help="time the sites of a model, as search --latency reads"
     )
     parser.add_argument("-o", "--out", type=Path, help="latencies to write, with --sites")
+    add_window_option(parser, "band")
     parser.add_argument("--samples", type=positive, help="--sites: at once (as the call makes)")
     parser.add_argument("--call", default="{}", help="--sites: the pipeline's arguments, JSON")
     parser.add_argument("--json", action="store_true", help="for programs to read")

@@ -21,6 +21,7 @@ from .progress import progress
 from .samples import check_samples
 from .search import find
 from .space import Space, space_of
+from .windows import windowed
 
 __all__ = ["search"]
 
@@ -51,7 +52,8 @@ def search(options: argparse.Namespace) -> None:
     table = sampler_table(recording.sampler(), options.steps)
     program = recording.batched().capture()
     check_samples(options.model, program, samples)
-    space = space_of(program, latencies=latencies)
+    program, windows = windowed(program, options.window)
+    space = space_of(program, windows, latencies)
     seeker = _Seeker(options, space, table)
     if options.speedup is None and options.budget_ms is None:
         found = seeker.find(THRESHOLD if options.threshold is None else options.threshold)
@@ -173,6 +175,7 @@ def _arguments(options: argparse.Namespace, space: Space, table: SamplerTable) -
         "inputs": [[entry.name, list(entry.shape)] for entry in program.inputs],
         "tensors_sha256": _digest(program),
         "cfg": program.cfg,
+        "windows": {site: window.to_json() for site, window in space.windows.items()},
         "sampler": table.to_json(),
         "guidance_scale": options.guidance_scale,
         "seed": options.seed,
