@@ -5,7 +5,8 @@ import random
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
+from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
 
@@ -76,6 +77,7 @@ def cases(*, tiny: bool = False) -> tuple[Case, ...]:
     if tiny:
         return (
             Case("joint", "fp32", "uncond-first", "wa-rs+asc"),
+            Case("cross", "fp16", "cond-first", "asc"),
             Case("cross", "bf16", "cond-first", "mixed"),
         )
     made = product(MODELS, DTYPES, LAYOUTS, PLANS)
@@ -159,30 +161,59 @@ def _in_torch(sched: Schedule, dtype: torch.dtype, device: str) -> Outputs:
 
 
 def _in_onnxruntime(sched: Schedule, dtype: torch.dtype, device: str) -> Outputs:
-    if dtype is not torch.float32:
-        raise AbsentError("models captured in half precision aren't lowered")
+    if dtype is torch.bfloat16:
+        raise AbsentError("ONNX Runtime has few operators in bf16")
     try:
         import onnxruntime
-
-        from ditc.export import compile as compile_bundle
-        from ditc.runtime import Bundle
     except ImportError as error:
         raise AbsentError(f"{error.name} is not installed") from error
     kind = "CUDA" if torch.device(device).type == "cuda" else "CPU"
     provider = f"{kind}ExecutionProvider"
     if provider not in onnxruntime.get_available_providers():
         raise AbsentError(f"ONNX Runtime has no {provider} here")
+    return _in_bundle(sched, dtype, "onnx", (provider,))
+
+
+def _in_tensorrt(
+    library: str, target: str, sched: Schedule, dtype: torch.dtype, device: str
+) -> Outputs:
+    if torch.device(device).type != "cuda":
+        raise AbsentError(f"{target} needs a GPU")
+    if find_spec(library) is None:
+        raise AbsentError(f"{library} is not installed")
+    if target == "tensorrt-rtx":
+        major, minor = torch.cuda.get_device_capability(device)
+        target = f"{target}:sm{major}{minor}"
+    return _in_bundle(sched, dtype, target, None)
+
+
+def _in_bundle(
+    sched: Schedule, dtype: torch.dtype, target: str, providers: tuple[str, ...] | None
+) -> Outputs:
+    """Compile a schedule in the precision it was captured in, and run the bundle."""
+    try:
+        from ditc.export import compile as compile_bundle
+        from ditc.runtime import Bundle
+    except ImportError as error:
+        raise AbsentError(f"{error.name} is not installed") from error
+    precision = next(name for name, kind in DTYPES.items() if kind is dtype)
     with tempfile.TemporaryDirectory(prefix="ditc-parity-") as folder:
-        path = compile_bundle(sched, Path(folder) / "bundle", cache=Path(folder) / "cache", jobs=1)
-        bundle = Bundle.open(path, providers=(provider,))
+        place, cache = Path(folder) / "bundle", Path(folder) / "cache"
+        path = compile_bundle(sched, place, target, precision, cache=cache, jobs=1)
+        bundle = Bundle.open(path, providers=providers)
         found = []
         for step in range(sched.steps):
-            given = {n: v.numpy() for n, v in arguments(SMALL, step, dtype).items()}
-            out = bundle.step(step, **given)
+            given = arguments(SMALL, step, dtype)  # of a bundle inputs and outputs are fp32
+            out = bundle.step(step, **{n: v.float().numpy() for n, v in given.items()})
             assert isinstance(out, np.ndarray)
             found.append(torch.from_numpy(out))
     return found
 
 
-BACKENDS: Mapping[str, Backend] = {"torch": _in_torch, "ONNX Runtime": _in_onnxruntime}
+BACKENDS: Mapping[str, Backend] = {
+    "torch": _in_torch,
+    "ONNX Runtime": _in_onnxruntime,
+    "TensorRT-RTX": partial(_in_tensorrt, "tensorrt_rtx", "tensorrt-rtx"),
+    "TensorRT": partial(_in_tensorrt, "tensorrt", "tensorrt"),
+}
 """What runs a schedule, by name: given the schedule, the dtype and the device, the outputs."""
