@@ -46,8 +46,18 @@ class CallInputs:
         """
         for path, value in leaves.items():
             self._check(path, value)
-        ordered = sorted(self._manifest.inputs, key=lambda info: info.role != "latents")
+        inputs = self._sized(leaves).inputs
+        ordered = sorted(inputs, key=lambda info: info.role != "latents")
         return {info.name: self._array(info, leaves) for info in ordered}
+
+    def _sized(self, leaves: Mapping[str, object]) -> Manifest:
+        """Return the manifest for the call's batch, where the bundle serves several."""
+        path = self.path_of("latents")
+        latents = None if path is None else leaves.get(path)
+        if self._manifest.dynamic is None or not isinstance(latents, np.ndarray):
+            return self._manifest
+        halves = 2 if in_batch(self._manifest.cfg) else 1
+        return self._manifest.at(latents.shape[0] // halves)
 
     def _check(self, path: str, value: object) -> None:
         """Refuse what the bundle was not made for; what isn't given is what isn't checked."""

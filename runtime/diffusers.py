@@ -62,9 +62,16 @@ def attach(
         raise EngineError(
             f"{type(pipe).__name__}.{denoiser} is a bundle's already: detach it first"
         )
-    if bundle.manifest.arguments is None:
+    arguments = bundle.manifest.arguments
+    if arguments is None:
         raise EngineError("the bundle doesn't say which arguments it takes: compile it again")
     _check_model(bundle, module)
+    strangers = [i.name for i in bundle.manifest.inputs if i.name not in arguments.paths]
+    if strangers:
+        raise EngineError(
+            f"the bundle takes {strangers[0]!r}, which no pipeline gives its denoiser: compile it "
+            "without, as with guidance left to the pipeline"
+        )
     if steps is not None and len(steps) != bundle.steps:
         raise EngineError(
             f"steps {steps.start} to {steps.stop - 1} are {len(steps)}, the bundle has "

@@ -271,8 +271,32 @@ def test_pipelines_without_that_denoiser(denoiser: str, name: str, message: str)
         attach(PIPELINES[name].make(), bundle, denoiser=denoiser)
 
 
+def test_a_bundle_that_guides_by_itself() -> None:
+    bundle = Bundle.open(compiled("DiT"), backend=NullBackend())
+    paths = {"hidden_states": "hidden_states", "timestep": "timestep"}
+    arguments = replace(bundle.manifest.arguments, paths=paths)
+    bundle.manifest = replace(bundle.manifest, arguments=arguments)
+    with pytest.raises(EngineError, match="takes 'class_labels', which no pipeline gives its"):
+        attach(PIPELINES["DiT"].make(), bundle)
+
+
 def test_a_bundle_that_says_nothing_of_arguments() -> None:
     bundle = Bundle.open(compiled("DiT"), backend=NullBackend())
     bundle.manifest = replace(bundle.manifest, arguments=None)
     with pytest.raises(EngineError, match="doesn't say which arguments it takes"):
         attach(PIPELINES["DiT"].make(), bundle)
+
+
+def test_as_many_samples_as_the_bundle_serves() -> None:
+    made = PIPELINES["DiT"]
+    program = record(made.make(), num_inference_steps=STEPS, **made.call).capture()
+    sched = schedule(program, Plan.uniform(program, STEPS, "full"))
+    place = compile_bundle(sched, workshop() / "attach-range", jobs=1, dynamic={"batch": (1, 3)})
+    pipe = made.make()
+    before = [run(pipe, class_labels=[1] * count) for count in (1, 3)]
+    attach(pipe, Bundle.open(place, threads=1))
+    for expected, count in zip(before, (1, 3), strict=True):
+        found = run(pipe, class_labels=[1] * count)
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-3)
+    with pytest.raises(EngineError, match="a batch of 4 samples, expected 1 to 3"):
+        run(pipe, class_labels=[1] * 4)

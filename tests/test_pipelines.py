@@ -7,7 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import DiffusionPipeline
+from diffusers import (
+    DiffusionPipeline,
+    FlowMatchEulerDiscreteScheduler,
+    QwenImagePipeline,
+    WanPipeline,
+)
 from torch.utils import _pytree as pytree
 
 from ditc.export import compile as compile_bundle
@@ -16,7 +21,8 @@ from ditc.runtime import Bundle
 from ditc.runtime.diffusers import attach, detach
 from ditc.tools.zoo_reference import Intercepted
 
-from .pipelines import PIPELINES, STEPS, images
+from .models import noise
+from .pipelines import PIPELINES, STEPS, embeds, flux, images, quiet, transformer
 
 CLOSE = 1e-3
 METHODS = ("full", "asc", "wa-rs", "wa-rs+asc", "ast")
@@ -118,3 +124,48 @@ def test_images_with_a_bundle_attached(name: str, tmp_path: Path) -> None:
     found = attached(pipe, bundled(tmp_path / "mixed", program, plan), call)
     torch.testing.assert_close(found, expected, rtol=0, atol=CLOSE)
     torch.testing.assert_close(images(pipe, call), before, rtol=0, atol=0)
+
+
+def test_qwen_image_makes_two_calls_and_scales_what_they_make() -> None:
+    pipe = QwenImagePipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
+        vae=None,
+        text_encoder=None,
+        tokenizer=None,
+        transformer=transformer("QwenImageTransformer2DModel"),
+    )
+    masks = {f"{sign}prompt_embeds_mask": torch.ones(1, 6).long() for sign in ("", "negative_")}
+    call = {**embeds(6, 12), **masks, "height": 64, "width": 64, "output_type": "latent"}
+    recording = record(quiet(pipe), num_inference_steps=STEPS, true_cfg_scale=4.0, **call)
+    assert recording.cfg == "separate"
+    assert recording.told.scale == 0.001
+    assert recording.obstacles == ("the pipeline scales what guidance makes of the halves",)
+    assert recording.capture().grid == (4, 4)
+    alone = record(pipe, num_inference_steps=STEPS, true_cfg_scale=1.0, **call)
+    assert (alone.cfg, alone.obstacles) == (None, ())
+
+
+def test_flux_calls_twice_under_true_guidance() -> None:
+    call = {**PIPELINES["FLUX"].call, "negative_prompt_embeds": noise(1, 6, 12, seed=2)}
+    call = {**call, "negative_pooled_prompt_embeds": noise(1, 10, seed=3)}
+    recording = record(flux(), num_inference_steps=STEPS, true_cfg_scale=2.0, **call)
+    assert (recording.cfg, recording.obstacles) == ("separate", ())
+    assert recording.told.scale == 0.001
+    assert recording.unconditional["pooled_projections"].equal(noise(1, 10, seed=3))
+
+
+def test_the_second_denoiser_of_wan() -> None:
+    first = PIPELINES["Wan"].make()
+    second = transformer("WanTransformer3DModel")
+    pipe = quiet(WanPipeline(**first.components | {"transformer_2": second}, boundary_ratio=0.7))
+    call = PIPELINES["Wan"].call
+    recording = record(pipe, denoiser="transformer_2", num_inference_steps=STEPS, **call)
+    assert recording.module is second
+    assert recording.cfg == "separate"
+    begun = recording.first_step
+    boundary = 0.7 * pipe.scheduler.config.num_train_timesteps
+    timesteps = recording.scheduler.timesteps
+    assert timesteps[begun - 1] >= boundary > timesteps[begun]
+    assert recording.kwargs["timestep"].item() == timesteps[begun].item()
+    assert recording.scheduler.step_index is None
+    assert record(pipe, num_inference_steps=STEPS, **call).first_step == 0
