@@ -6,12 +6,14 @@
 from .blocks import blocked_window_attention
 from .checkpoint import Checkpoint, empty_model
 from .compiling import compile  # noqa: A004 (the contract's name)
+from .decoder import capture_decoder
 from .joining import compile_variants
 from .sampler import sampler_table
 
 __all__ = [
     "Checkpoint",
     "blocked_window_attention",
+    "capture_decoder",
     "compile",
     "compile_variants",
     "empty_model",

@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from ditc.passes import Bucket, Plan, Program, Schedule
 from ditc.passes.fingerprint import program_digest
 from ditc.passes.graphs import flat_outputs
+from ditc.runtime.decoder import DECODER
 from ditc.runtime.errors import LoweringError, PlanError
 from ditc.runtime.files import SOURCES_FILE
 from ditc.runtime.manifest import (
@@ -31,6 +32,7 @@ from .building import Job, build, usable_cores
 from .bundle import records, staged
 from .cache import EngineCache, default_cache, key_of
 from .calling import arguments_info, calls_info
+from .decoder import capture_decoder, decoder_info, lower_decoder
 from .describing import (
     bucket_info,
     file_of,
@@ -71,6 +73,7 @@ def compile(  # noqa: A001 (the contract's name)
     dynamic: Mapping[str, tuple[int, int]] | None = None,
     fold_halves: bool = False,
     fuse_guidance: bool = False,
+    decoder: torch.nn.Module | Program | None = None,
 ) -> Path:
     """Lower every bucket of a schedule and write the bundle.
 
@@ -100,6 +103,8 @@ def compile(  # noqa: A001 (the contract's name)
         fold_halves: whether what is the same in both halves of guidance is computed once; the
             bundle then refuses latents that differ between them.
         fuse_guidance: whether graphs guide their output themselves, by a scale that is an input.
+        decoder: an autoencoder whose decoder goes into the bundle, so that it makes pictures, or
+            what `capture_decoder` made of it; None for a bundle that makes latents.
 
     Returns:
         The bundle's folder.
@@ -107,7 +112,8 @@ def compile(  # noqa: A001 (the contract's name)
     Raises:
         LoweringError: if it is no schedule, target or precision are unknown, the target's library
             isn't there or doesn't build for a GPU that it names, the model isn't of that
-            precision, a graph can't be expressed, or the scheduler isn't linear.
+            precision, a graph can't be expressed, the scheduler isn't linear, or the decoder
+            doesn't make pictures of the model's latents.
         PlanError: if the plan was found with another scheduler.
         PassError: if a method of the plan can't be applied.
         BundleError: if the bundle can't be written there. Nothing half-written is left.
@@ -130,6 +136,7 @@ def compile(  # noqa: A001 (the contract's name)
     if table is not None:
         _check_timestep(sched.program, table)
         _check_variance(sched.program, table)
+    pictures = _pictures(decoder, sched.program)
     special = Specialisation(sched.steps, fold_halves, fuse_guidance, prologue)
     batches = batches_of(sched, dynamic, special, wanted.name)
     sched = sched.on(special.of(sched.program))
@@ -140,6 +147,9 @@ def compile(  # noqa: A001 (the contract's name)
         told = _teller(progress, log, {bucket.name for bucket in sched.buckets})
         lowered = _lowered(sched, kept, workers, told, batches)
         owner = {bucket.name: bucket.program for bucket in sched.buckets}
+        if pictures is not None:
+            lowered[DECODER] = lower_decoder(pictures, kept, told)
+            owner[DECODER] = pictures
         parts = (entries(graph, owner.get(name, sched.program)) for name, graph in lowered.items())
         store = write_store(merge(parts), folder / WEIGHTS_FILE)
         if sched.program.weights is not None:
@@ -187,9 +197,27 @@ def compile(  # noqa: A001 (the contract's name)
             engine=engine,
             dynamic=dynamic_info(batches, lowered),
             equal_halves=sched.program.folded is not None,
+            decoder=(
+                None
+                if pictures is None
+                else decoder_info(
+                    pictures,
+                    lowered[DECODER],
+                    sched.program,
+                    file_of(engine, DECODER),
+                    baked=is_baked(engine),
+                )
+            ),
         )
         (folder / MANIFEST_FILE).write_text(manifest.to_json(), encoding="utf-8")
     return place
+
+
+def _pictures(decoder: torch.nn.Module | Program | None, program: Program) -> Program | None:
+    """Return the captured decoder, if there is one."""
+    if decoder is None or isinstance(decoder, Program):
+        return decoder
+    return capture_decoder(decoder, program)
 
 
 def _check_schedule(given: object) -> None:

@@ -34,6 +34,7 @@ class Recording:
             the denoiser can be compiled and put back into the pipeline all the same.
         first_step: the first of the pipeline's steps that calls the denoiser.
         weights: where the values of weights on the meta device lie, None if all are loaded.
+        vae: the pipeline's autoencoder, None if it has none of that name.
     """
 
     module: torch.nn.Module
@@ -45,6 +46,7 @@ class Recording:
     obstacles: tuple[str, ...] = ()
     first_step: int = 0
     weights: Weights | None = None
+    vae: torch.nn.Module | None = None
 
     def capture(self) -> Program:
         """Capture the denoiser with the arguments recorded."""
@@ -137,6 +139,7 @@ def record(
         _check_alike(first, second)
     if layout == "separate-uncond-first" and second is not None:
         first, second = second, first
+    vae = getattr(pipe, "vae", None)
     return Recording(
         module=module,
         kwargs=first,
@@ -147,6 +150,7 @@ def record(
         obstacles=(*obstacles, *doubts, *recorder.obstacles),
         first_step=recorder.first_step,
         weights=weights,
+        vae=vae if isinstance(vae, torch.nn.Module) else None,
     )
 
 

@@ -1,6 +1,7 @@
 """Open a bundle and run it: numpy in, numpy out."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,8 @@ from .backends import backend_of
 from .batches import repeated
 from .binding import bind
 from .calls import calls_of, in_batch
+from .decoder import DECODER
+from .decoding import Pixels, decode, decoder_manifest
 from .engine import Array, Backend, Engine, OnDevice, Resizable
 from .errors import BundleError, EngineError
 from .feed import Feed
@@ -51,9 +54,12 @@ class Bundle:
         manifest: Manifest,
         engines: Mapping[str, Engine],
         recorded: Mapping[str, Mapping[str, Array]],
+        load: Callable[[Manifest], Mapping[str, Engine]],
     ) -> None:
         self.manifest = manifest
         self._recorded = recorded
+        self._load = load
+        self._decoder: Engine | None = None
         self._ledger = SlotLedger(manifest.runs, manifest.storages)
         self._numbers = {(run.step, run.call): n for n, run in enumerate(manifest.runs)}
         self._sized = manifest
@@ -103,7 +109,8 @@ class Bundle:
             backend = backend_of(manifest, providers, threads, prepack, cuda_graphs)
         check_files(root, manifest.files)
         weights = map_tensors(root / WEIGHTS_FILE) if WEIGHTS_FILE in manifest.files else {}
-        return cls(manifest, backend.load(root, manifest, weights), read_recorded(root, whole))
+        load = partial(_load, backend, root, weights)
+        return cls(manifest, load(manifest), read_recorded(root, whole), load)
 
     @property
     def device_bytes(self) -> int | None:
@@ -210,6 +217,29 @@ class Bundle:
             if callback is not None:
                 callback(k, table.steps, x.copy())
         return x
+
+    def decode(
+        self, latents: npt.ArrayLike, *, done: Callable[[int, int], object] | None = None
+    ) -> Pixels:
+        """Return the pixels of latents that `generate` made.
+
+        Args:
+            latents: `[samples, …]`, of videos with all their frames.
+            done: called after each picture with its number and their count.
+
+        Returns:
+            uint8 `[samples, height, width, 3]`, of videos `[samples, frames, height, width, 3]`.
+
+        Raises:
+            BundleError: if the bundle has no decoder.
+            EngineError: if the latents don't fit it.
+        """
+        info = self.manifest.decoder
+        if info is None:
+            raise BundleError("the bundle has no decoder: compile with decoder=, the autoencoder")
+        if self._decoder is None:
+            self._decoder = self._load(decoder_manifest(self.manifest, info))[DECODER]
+        return decode(info, self._decoder, latents, done)
 
     def _predicted(
         self,
@@ -328,6 +358,12 @@ def _count(batch: int) -> int:
     if isinstance(batch, bool) or not isinstance(batch, int | np.integer):
         raise EngineError(f"batch is {batch!r}, expected a number of samples")
     return int(batch)
+
+
+def _load(
+    backend: Backend, root: Path, weights: Mapping[str, Array], manifest: Manifest
+) -> Mapping[str, Engine]:
+    return backend.load(root, manifest, weights)
 
 
 def _generator(seed: int) -> np.random.Generator:

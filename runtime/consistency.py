@@ -42,6 +42,7 @@ def check_manifest(manifest: "Manifest") -> None:
         )
     _check_listed(manifest)
     _check_engine(manifest)
+    _check_decoder(manifest)
 
 
 def _check_names(manifest: "Manifest") -> None:
@@ -192,7 +193,8 @@ def _check_dynamic(manifest: "Manifest") -> None:
 
 def _check_listed(manifest: "Manifest") -> None:
     expected = []
-    if any(graph.weights for graph in manifest.graphs):
+    decoded = manifest.decoder is not None and manifest.decoder.weights
+    if decoded or any(graph.weights for graph in manifest.graphs):
         expected.append(WEIGHTS_FILE)
     if manifest.input_of("condition") is not None:
         expected.append(manifest.file(CONDITIONING_FILE))
@@ -208,4 +210,21 @@ def _check_engine(manifest: "Manifest") -> None:
         raise BundleError(
             f"engine: is {found or 'missing'}, expected {expected or 'none'} for the target "
             f"{manifest.target!r}; compile the bundle again"
+        )
+
+
+def _check_decoder(manifest: "Manifest") -> None:
+    """Refuse a decoder of other latents than the program's, or without its graph."""
+    info, latents = manifest.decoder, manifest.input_of("latents")
+    if info is None:
+        return
+    if info.graph not in manifest.files:
+        raise BundleError(f"decoder: its graph {info.graph!r} isn't in files, expected its hash")
+    whole = [] if latents is None else list(latents.shape)
+    axis = info.frames_axis
+    one = whole if axis is None else [size for at, size in enumerate(whole) if at != axis]
+    if one[1:] != list(info.input.shape[1:]):
+        raise BundleError(
+            f"decoder: takes {list(info.input.shape)}, which are no latents of the program's "
+            f"{whole}"
         )

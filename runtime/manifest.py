@@ -12,6 +12,7 @@ from .arguments import ArgumentsInfo
 from .calls import CFG_LAYOUTS, CallInfo, Run, runs_of
 from .consistency import check_manifest
 from .curve import CurveInfo
+from .decoder import DecoderInfo
 from .dynamic import DynamicInfo, Scale
 from .engine_info import EngineInfo
 from .entries import (
@@ -59,6 +60,7 @@ __all__ = [
     "WEIGHTS_FILE",
     "BucketInfo",
     "CurveInfo",
+    "DecoderInfo",
     "DynamicInfo",
     "EngineInfo",
     "FileInfo",
@@ -74,7 +76,7 @@ __all__ = [
 
 FORMAT = "ditc-bundle"
 VERSION = 1
-OPTIONAL = ("arguments", "calls", "engine")
+OPTIONAL = ("arguments", "calls", "decoder", "engine")
 """Fields that are written only where there is something to say."""
 
 
@@ -107,6 +109,7 @@ class Manifest:
         dynamic: the batch sizes its graphs serve; None where they serve the captured one alone.
         variant: name of the variant it is, where a folder holds several; its files begin with it.
         equal_halves: whether latents and timestep have to be the same in both halves.
+        decoder: of latents into pictures; None where there is none.
 
     Raises:
         BundleError: if the fields contradict each other; the message names the field.
@@ -133,6 +136,7 @@ class Manifest:
     dynamic: DynamicInfo | None = None
     variant: str | None = None
     equal_halves: bool = False
+    decoder: DecoderInfo | None = None
 
     def __post_init__(self) -> None:
         check_manifest(self)
@@ -290,6 +294,8 @@ class Manifest:
             found["arguments"] = self.arguments.to_json()
         if self.engine is not None:
             found["engine"] = self.engine.to_json()
+        if self.decoder is not None:
+            found["decoder"] = self.decoder.to_json()
         return found
 
     @classmethod
@@ -350,6 +356,9 @@ class Manifest:
                 else DynamicInfo.from_json(found["dynamic"], "dynamic")
             ),
             variant=None if found["variant"] is None else read_name(found["variant"], "variant"),
+            decoder=(
+                DecoderInfo.from_json(found["decoder"], "decoder") if "decoder" in found else None
+            ),
         )
 
 

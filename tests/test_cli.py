@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from diffusers import AutoencoderKL, DDIMScheduler, DiTPipeline, DiTTransformer2DModel
 from PIL import Image
 
@@ -231,7 +232,19 @@ def test_compile_a_saved_pipeline(capsys: Capture, tmp_path: Path) -> None:
     assert bundle.manifest.cfg == "cond-first"
     assert bundle.manifest.sampler is not None
     assert bundle.manifest.sampler.scheduler == "DDIMScheduler"
-    assert bundle.generate(guidance_scale=1.5).shape == (1, 3, models.SIZE, models.SIZE)
+    latents = bundle.generate(guidance_scale=1.5)
+    assert latents.shape == (1, 3, models.SIZE, models.SIZE)
+    out = tmp_path / "out.png"
+    running = ["run", str(tmp_path / "bundle"), "-o", str(out), "--guidance-scale", "1.5"]
+    assert main([*running, "--threads", "1"]) == 0
+    with torch.no_grad():
+        decoded = pipe.vae.decode(torch.from_numpy(latents) / pipe.vae.config.scaling_factor).sample
+    picture = pipe.numpy_to_pil((decoded / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).numpy())[0]
+    with Image.open(out) as found:
+        off = np.abs(np.asarray(found).astype(int) - np.asarray(picture))
+    assert off.max() <= 1
+    assert main([*arguments, "--call", json.dumps(call), "--no-decoder"]) == 0
+    assert Bundle.open(tmp_path / "bundle", threads=1).manifest.decoder is None
 
 
 def test_run_writes_arrays_and_pictures(capsys: Capture, tmp_path: Path) -> None:
@@ -269,7 +282,7 @@ def test_run_refuses(capsys: Capture, tmp_path: Path) -> None:
         assert tree(tmp_path) == []
         return message
 
-    assert told(out="out.jpg").endswith("expected a name that ends in .png or .npy")
+    assert told(out="out.jpg").endswith("expected a name that ends in .png or .npy or .gif or .mp4")
     assert "can't be written: " in told(out="missing/out.npy")
     assert told("--input", "prompt=1") == (
         "--input prompt=1: expected NAME=VALUES, with a name of class_labels"

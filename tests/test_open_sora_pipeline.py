@@ -1,5 +1,6 @@
 """Open-Sora's pipeline: recorded, compiled, and equal to itself."""
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -7,18 +8,22 @@ import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKL
+from PIL import Image
+from safetensors.torch import save_file
 from torch import nn
 
 from ditc.export import compile as compile_bundle
 from ditc.passes import Plan, Program, Window, record, schedule
 from ditc.passes.recording import Recording
 from ditc.runtime import Bundle
+from ditc.tools.cli import main
+from ditc.tools.models import load_recording
 from ditc.tools.open_sora import STDiT2, STDiT3
 from ditc.tools.open_sora_pipeline import OpenSoraPipeline
 from ditc.tools.zoo_reference import Intercepted
 
 from .models import noise, randomised
-from .test_open_sora import CHANNELS, WORDS, small
+from .test_open_sora import CHANNELS, SMALL, WORDS, small
 
 STEPS, SCALE = 3, 3.0
 SIZES = {"height": 56, "width": 72}
@@ -134,16 +139,19 @@ def test_without_guidance_there_is_one_half() -> None:
     assert recording.kwargs["hidden_states"].shape[0] == 1
 
 
-def test_frames_are_decoded_one_by_one() -> None:
-    vae = randomised(
-        AutoencoderKL(
-            block_out_channels=(8, 8, 8, 8),
-            down_block_types=("DownEncoderBlock2D",) * 4,
-            up_block_types=("UpDecoderBlock2D",) * 4,
-            latent_channels=4,
-            norm_num_groups=4,
-        )
+def autoencoder(seed: int = 0) -> nn.Module:
+    made = AutoencoderKL(
+        block_out_channels=(4, 4, 4, 4),
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        latent_channels=4,
+        norm_num_groups=2,
     )
+    return randomised(made, seed)
+
+
+def test_frames_are_decoded_one_by_one() -> None:
+    vae = autoencoder()
     pipe = OpenSoraPipeline(small(STDiT2), vae=vae)
     video = pipe(**call(STDiT2), generator=torch.Generator().manual_seed(0))
     assert video.frames is not None
@@ -178,3 +186,38 @@ def test_captions_need_a_text_encoder() -> None:
 def test_sizes_that_do_not_fit_are_refused(change: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         pipeline(STDiT2)(**{**call(STDiT2), **change})
+
+
+def test_the_command_takes_a_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """From the published layout to a GIF, its frames those of the pipeline."""
+    module = pipeline(STDiT2).transformer
+    state = {name: value.contiguous() for name, value in module.state_dict().items()}
+    save_file(state, tmp_path / "model.safetensors")
+    config = {"model_type": "STDiT2", "input_sq_size": SMALL["input_sq_size"]}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    autoencoder(seed=2).save_pretrained(tmp_path / "vae")
+    words = call(STDiT2)["prompt_embeds"]
+    np.save(tmp_path / "words.npy", words.numpy())
+    arguments = {**SIZES, "num_frames": 3, "prompt_embeds": str(tmp_path / "words.npy")}
+    recording = load_recording(str(tmp_path), 2, arguments, None)
+    Plan.uniform(recording.capture(), 2, "full").save(tmp_path / "plan.json")
+    place = str(tmp_path / "bundle")
+    compiling = ["compile", str(tmp_path), "--plan", str(tmp_path / "plan.json"), "-o", place]
+    assert main([*compiling, "--call", json.dumps(arguments)]) == 0
+    running = ["run", place, "--guidance-scale", "3", "--seed", "1", "--threads", "1", "-o"]
+    assert main([*running, str(tmp_path / "out.npy")]) == 0
+    assert main([*running, str(tmp_path / "out.gif")]) == 0
+    latents = torch.from_numpy(np.load(tmp_path / "out.npy"))
+    frames = OpenSoraPipeline(module, vae=autoencoder(seed=2))._frames(latents)
+    bundle = Bundle.open(place, threads=1)
+    assert np.abs(bundle.decode(latents.numpy()).astype(int) - frames).max() <= 1
+    with Image.open(tmp_path / "out.gif") as video:
+        assert (video.n_frames, video.size) == (3, (72, 56))
+    missing = {**arguments, "prompt_embeds": "none.npy"}
+    assert main([*compiling, "--call", json.dumps(missing)]) == 1
+    assert "--call prompt_embeds: expected a .npy file: " in capsys.readouterr().err
+    assert main([*compiling, "--call", json.dumps({**arguments, "height": 3})]) == 1
+    assert "Open-Sora's pipeline refuses its arguments" in capsys.readouterr().err
+    (tmp_path / "config.json").write_text("{}")
+    assert main([*compiling]) == 1
+    assert "expected a pipeline's folder or Open-Sora's checkpoint" in capsys.readouterr().err

@@ -12,6 +12,7 @@ __all__ = [
     "add_compare_options",
     "add_compile_options",
     "add_engine_options",
+    "add_run_options",
     "add_search_options",
     "add_variant_option",
     "add_window_option",
@@ -150,6 +151,11 @@ def add_compile_options(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="have graphs guide their output: half of it, and the scale as an input",
     )
+    parser.add_argument(
+        "--no-decoder",
+        action="store_true",
+        help="leave the pipeline's autoencoder out: the bundle makes latents",
+    )
     parser.add_argument("--jobs", type=positive, help="graphs to build at once (as many as cores)")
     parser.add_argument("--samples", type=positive, help="images at once (as the call makes)")
     parser.add_argument(
@@ -175,6 +181,35 @@ def add_window_option(parser: argparse.ArgumentParser, default: str) -> None:
         "blocks of N, tile:8x8 or tile:2x8x8 for tiles of the image's or the video's grid and "
         f"those that touch them, tile:8x8:2 or tile:8x8:2x1 to see further ({default})",
     )
+
+
+def add_run_options(parser: argparse.ArgumentParser) -> None:
+    """Add what `ditc run` takes."""
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument(
+        "-o",
+        "--out",
+        type=Path,
+        required=True,
+        help="file to write: .png of pictures, .gif or .mp4 of videos, .npy of latents",
+    )
+    parser.add_argument("--seed", type=seed, default=0, help="of latents and noise (0)")
+    parser.add_argument("--guidance-scale", type=float, help="default: 4.0 where there is guidance")
+    parser.add_argument("--batch", type=positive, help="samples, of a bundle that serves a range")
+    parser.add_argument(
+        "--input",
+        action="append",
+        default=[],
+        metavar="NAME=VALUES",
+        help="conditioning: numbers with commas between, or a .npy file",
+    )
+    parser.add_argument(
+        "--negative", action="append", default=[], metavar="NAME=VALUES", help="unconditional half"
+    )
+    parser.add_argument(
+        "--fps", type=positive, default=24, help="frames a second of a video file (24)"
+    )
+    add_engine_options(parser)
 
 
 def add_compare_options(parser: argparse.ArgumentParser) -> None:

@@ -5,12 +5,15 @@ import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+import torch
+
+from ditc.export import capture_decoder
 from ditc.export import compile as compile_bundle
 from ditc.export.joining import joined
 from ditc.passes import Plan, Program, Schedule, schedule, schedule_cost
 from ditc.passes.memory import weight_bytes
 from ditc.passes.merging import Latencies as SiteMilliseconds
-from ditc.runtime.errors import BundleError, DitcError
+from ditc.runtime.errors import BundleError, DitcError, LoweringError
 from ditc.runtime.variants import read_manifest, variants_of
 
 from .latencies import Latencies
@@ -81,6 +84,9 @@ def _build(
             plan = with_windows(plan, windows)
         advance()
     most = program.samples if options.dynamic is None else options.dynamic["batch"][1]
+    decoder, without = None, ""
+    if recording.vae is not None and not options.no_decoder:
+        decoder, without = _decoder(recording.vae, program)
     sched = schedule(
         program,
         plan,
@@ -93,7 +99,7 @@ def _build(
         latencies=None if options.latency is None else _measured(options.latency, program, plan),
         ignore_model=options.ignore_model,
     )
-    sys.stdout.write("".join(f"{line}\n" for line in _foretold(sched, most)))
+    sys.stdout.write("".join(f"{line}\n" for line in [*_foretold(sched, most), without] if line))
     sys.stdout.flush()
     told: list[str] = []
     parts = 1 if options.target == "onnx" else 2  # graphs, and engines from them
@@ -109,6 +115,7 @@ def _build(
             jobs=options.jobs,
             log=told.append,
             prologue=not options.no_prologue,
+            decoder=decoder,
             weights=options.weights,
             dynamic=options.dynamic,
             fold_halves=options.fold_halves,
@@ -146,6 +153,17 @@ def _fewer(most_bytes: int | None, fixed: int, samples: int, most: int) -> int |
     if most_bytes is None:
         return None
     return min(most_bytes, fixed + (most_bytes - fixed) * samples // most)
+
+
+def _decoder(vae: torch.nn.Module, program: Program) -> tuple[Program | None, str]:
+    """Capture a pipeline's decoder, or say why the bundle goes without."""
+    try:
+        with progress("capture the decoder", 1) as advance:
+            decoder = capture_decoder(vae, program)
+            advance()
+    except LoweringError as error:
+        return None, f"no decoder in the bundle, which makes latents: {error}"
+    return decoder, ""
 
 
 def _foretold(sched: Schedule, most: int) -> Iterator[str]:

@@ -17,11 +17,11 @@ from .arguments import (
     add_compare_options,
     add_compile_options,
     add_engine_options,
+    add_run_options,
     add_search_options,
     add_variant_option,
     add_window_option,
     positive,
-    seed,
 )
 from .terminating import terminable
 
@@ -127,22 +127,7 @@ def _add_compile(commands: Commands) -> None:
 
 def _add_run(commands: Commands) -> None:
     parser = commands.add_parser("run", help="generate with a bundle; needs no torch")
-    parser.add_argument("bundle", type=Path)
-    parser.add_argument("-o", "--out", type=Path, required=True, help=".png or .npy to write")
-    parser.add_argument("--seed", type=seed, default=0, help="of latents and noise (0)")
-    parser.add_argument("--guidance-scale", type=float, help="default: 4.0 where there is guidance")
-    parser.add_argument("--batch", type=positive, help="samples, of a bundle that serves a range")
-    parser.add_argument(
-        "--input",
-        action="append",
-        default=[],
-        metavar="NAME=VALUES",
-        help="conditioning: numbers with commas between, or a .npy file",
-    )
-    parser.add_argument(
-        "--negative", action="append", default=[], metavar="NAME=VALUES", help="unconditional half"
-    )
-    add_engine_options(parser)
+    add_run_options(parser)
     parser.set_defaults(run=_run)
 
 

@@ -1,6 +1,7 @@
 """Turn latents in pixel space into pictures."""
 
 from collections.abc import Sequence
+from math import ceil, sqrt
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from ditc.runtime.errors import DitcError
 
-__all__ = ["check_pictures", "comparison", "save_images", "to_bytes"]
+__all__ = ["check_pictures", "comparison", "grid", "save_grid", "save_images", "to_bytes"]
 
 Pixels = npt.NDArray[np.uint8]
 INK, PAPER, FAINT = (28, 30, 36), (250, 250, 248), (120, 124, 132)
@@ -51,6 +52,26 @@ def save_images(latents: npt.NDArray[np.float32], path: Path) -> None:
     """Write samples side by side as one PNG."""
     pixels = to_bytes(latents)
     Image.fromarray(np.concatenate(list(pixels), axis=1)).save(path)
+
+
+def save_grid(pictures: Pixels, path: Path) -> None:
+    """Write pictures `[samples, height, width, 3]` as one PNG, in a grid."""
+    Image.fromarray(grid(pictures)).save(path)
+
+
+def grid(pictures: Pixels) -> Pixels:
+    """Return pictures `[samples, …, height, width, 3]` as one, in rows as near a square as can be.
+
+    Where the last row isn't full there is black.
+    """
+    count = len(pictures)
+    columns = ceil(sqrt(count))
+    rows = ceil(count / columns)
+    padding = np.zeros((rows * columns - count, *pictures.shape[1:]), np.uint8)
+    cells = np.concatenate([pictures, padding]).reshape(rows, columns, *pictures.shape[1:])
+    lines = [np.concatenate(list(line), axis=-2) for line in cells]
+    whole: Pixels = np.concatenate(lines, axis=-3)
+    return whole
 
 
 def comparison(

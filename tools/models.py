@@ -34,8 +34,9 @@ def load_recording(
     """Load a model and record one call of its denoiser.
 
     Args:
-        model: `demo`, a pipeline folder, a hub id, or `package.module:factory`, where the
-            factory takes nothing and returns a `ditc.passes.Recording`.
+        model: `demo`, a folder of a pipeline or of Open-Sora's checkpoint, a hub id, or
+            `package.module:factory`, where the factory takes nothing and returns a
+            `ditc.passes.Recording`.
         steps: number of denoising steps the pipeline is asked for.
         call: further arguments of the pipeline.
         samples: images at once; None for one of `demo`, and as many as the call makes elsewhere.
@@ -47,6 +48,8 @@ def load_recording(
     """
     if model == "demo":
         return demo_recording(samples or 1, _side(call, "height"), _side(call, "width"))
+    if (Path(model) / "config.json").is_file():
+        return _from_checkpoint(Path(model), steps, call)
     if ":" in model and not Path(model).exists():
         return _from_factory(model)
     return _from_pipeline(model, steps, call, samples, loaded)
@@ -89,6 +92,18 @@ def parse_call(text: str) -> dict[str, object]:
     if not isinstance(call, dict):
         raise DitcError(f"--call: expected a JSON object, found {type(call).__name__}")
     return call
+
+
+def _from_checkpoint(folder: Path, steps: int, call: Mapping[str, object]) -> Recording:
+    from .open_sora_loading import is_open_sora
+    from .open_sora_recording import open_sora_recording
+
+    if not is_open_sora(folder):
+        raise DitcError(
+            f"model {folder}: holds a model and no pipeline, expected a pipeline's folder or "
+            "Open-Sora's checkpoint"
+        )
+    return open_sora_recording(folder, steps, call)
 
 
 def _from_factory(name: str) -> Recording:

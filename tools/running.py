@@ -12,11 +12,10 @@ import numpy.typing as npt
 from ditc.runtime import Bundle
 from ditc.runtime.calls import calls_of
 from ditc.runtime.errors import DitcError, EngineError
-from ditc.runtime.guidance import latents_shape
 from ditc.runtime.manifest import Manifest
 from ditc.runtime.variants import variants_of
 
-from .images import check_pictures, save_images
+from .outputs import SUFFIXES, check_makes, write
 from .progress import progress
 
 __all__ = ["example_inputs", "generate", "open_bundle", "verify"]
@@ -43,13 +42,12 @@ def generate(options: argparse.Namespace) -> None:
         DitcError: if bundle, conditioning or file name are at fault.
     """
     out: Path = options.out
-    if out.suffix not in (".png", ".npy"):
-        raise DitcError(f"--out {out}: expected a name that ends in .png or .npy")
+    if out.suffix not in SUFFIXES:
+        raise DitcError(f"--out {out}: expected a name that ends in {' or '.join(SUFFIXES)}")
     if out.is_dir() or not out.parent.is_dir():
         raise DitcError(f"--out {out}: can't be written: expected a file in a folder that is there")
     bundle = open_bundle(options)
-    if out.suffix == ".png":
-        _check_makes_pictures(bundle.manifest)
+    check_makes(bundle.manifest, out)
     with progress("generate", bundle.steps) as advance:
         latents = bundle.generate(
             seed=options.seed,
@@ -60,20 +58,10 @@ def generate(options: argparse.Namespace) -> None:
             **_arrays("--input", options.input, bundle.manifest),
         )
     try:
-        if out.suffix == ".npy":
-            np.save(out, latents)
-        else:
-            save_images(latents, out)
+        shape = write(bundle, latents, out, options.fps)
     except OSError as error:
         raise DitcError(f"--out {out}: can't be written: {error}") from error
-    sys.stdout.write(f"{out}: {list(latents.shape)}, seed {options.seed}\n")
-
-
-def _check_makes_pictures(manifest: Manifest) -> None:
-    """Refuse a bundle whose latents are no pictures, before it works for nothing."""
-    latents = manifest.input_of("latents")
-    if latents is not None:
-        check_pictures(latents_shape(manifest, latents))
+    sys.stdout.write(f"{out}: {list(shape)}, seed {options.seed}\n")
 
 
 def verify(options: argparse.Namespace) -> None:
