@@ -1,7 +1,7 @@
 """Precisions of programs: cast to another, and checks that attention gets what it shall."""
 
-from collections.abc import Iterable, Set
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Set
+from dataclasses import dataclass, replace
 
 import torch
 from torch import fx
@@ -70,9 +70,22 @@ def with_precision(program: Program, precision: str, keep: Set[str] = frozenset(
         example={name: _wide(value, dtype) for name, value in program.example.items()},
         unconditional={name: _wide(value, dtype) for name, value in program.unconditional.items()},
         sites=tuple(_renamed(module.graph, site, dtype) for site in program.sites),
+        again=None if program.again is None else _Again(program.again, precision, keep),
     )
     check_attention(made, dtype)
     return made
+
+
+@dataclass(frozen=True)
+class _Again:
+    """Captures with another number of samples, in the same precision."""
+
+    again: Callable[[Program, int], Program]
+    precision: str
+    keep: Set[str]
+
+    def __call__(self, program: Program, samples: int) -> Program:
+        return with_precision(self.again(program, samples), self.precision, self.keep)
 
 
 def check_attention(program: Program, dtype: torch.dtype) -> None:

@@ -221,7 +221,7 @@ class Program:
     def resized(self, samples: int) -> "Program":
         """Return the module captured anew with its example's samples repeated, or some of them.
 
-        What was made of this program since it was captured isn't made of that one.
+        In the precision of this program; a prologue isn't split off that one.
 
         Raises:
             CaptureError: if the module can't be captured so.

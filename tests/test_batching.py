@@ -151,6 +151,24 @@ def test_generate_at_other_sizes(tmp_path: Path) -> None:
         bundle.generate(batch=3, class_labels=np.array([4, 5]))
 
 
+def test_halves_at_other_sizes(tmp_path: Path) -> None:
+    program = sample("fused-qkv", "cond-first").program
+    plan = planned(program, "full", "wa-rs", "asc", "ast", window=Window(4))
+    sched = schedule(program, plan)
+    batch = {"batch": (1, 3)}
+    place = compile_bundle(sched, tmp_path / "b", precision="fp16", dynamic=batch)
+    three = sched.on(program.resized(3))
+    alone = Bundle.open(compile_bundle(three, tmp_path / "c", precision="fp16"), threads=1)
+    bundle = Bundle.open(place, threads=1)
+    assert {slot.dtype for slot in bundle.manifest.slots} == {"float16"}
+    for step in range(4):
+        given = models.plain_kwargs(seed=step, batch=6)
+        inputs = {"x": given["x"].numpy(), "t": given["t"].numpy()}  # type: ignore[attr-defined]
+        found, expected = bundle.step(step, **inputs), alone.step(step, **inputs)
+        assert isinstance(expected, np.ndarray)
+        assert np.abs(found - expected).max() <= 2e-3 * np.abs(expected).max()  # two of a half's
+
+
 def test_steps_that_follow_each_other_are_of_one_size() -> None:
     bundle = Bundle.open(ranged("fused-qkv", "cond-first"), backend=NullBackend())
     program = sample("fused-qkv", "cond-first").program
