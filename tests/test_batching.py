@@ -14,6 +14,7 @@ from torch.utils import _pytree as pytree
 
 from ditc.export import compile as compile_bundle
 from ditc.export.batching import batches_of
+from ditc.export.specialising import Specialisation
 from ditc.passes import TorchSession, Window, capture, schedule
 from ditc.runtime import Bundle
 from ditc.runtime.errors import BundleError, EngineError, LoweringError
@@ -262,7 +263,7 @@ def test_engines_have_one_size() -> None:
     program = sample("small", "cond-first").program
     sched = schedule(program, planned(program, "full"))
     with pytest.raises(LoweringError, match="engines of target tensorrt-rtx have one batch size"):
-        batches_of(sched, {"batch": (1, 4)}, prologue=False, target="tensorrt-rtx")
+        batches_of(sched, {"batch": (1, 4)}, Specialisation(1, False, False, False), "tensorrt-rtx")
 
 
 @pytest.mark.parametrize(
