@@ -89,6 +89,7 @@ class _Library:
 
     def _config(self) -> Any:
         trt, config = self.trt, self.builder.create_builder_config()
+        config.clear_flag(trt.BuilderFlag.TF32)  # fp32 means fp32, as on the CPU
         wanted = self.job["capabilities"]
         if wanted:
             config.num_compute_capabilities = len(wanted)

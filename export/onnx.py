@@ -28,6 +28,7 @@ from .expand_masks import ExpandMasks
 from .fold_constants import FoldConstants
 from .lower_windows import LowerWindows
 from .lowered import Lowered, Source
+from .simplify import simplify
 from .site_names import mark_sites, name_attentions, sites_of
 from .tensors import constant_name
 from .transpose_weights import TransposeWeights
@@ -196,12 +197,13 @@ def _translate(where: str, module: fx.GraphModule) -> onnx_ir.Model:
         with _quiet(), torch.no_grad():
             exported = torch.export.export(module, example, strict=False)
             program = torch.onnx.export(
-                exported, dynamo=True, opset_version=OPSET, optimize=True, verbose=False
+                exported, dynamo=True, opset_version=OPSET, optimize=False, verbose=False
             )
+            assert program is not None
+            model: onnx_ir.Model = program.model
+            simplify(model)
     except Exception as error:  # the exporter raises whatever a translation ran into
         raise LoweringError(f"{where}: can't be expressed in ONNX: {_reason(error)}") from error
-    assert program is not None
-    model: onnx_ir.Model = program.model
     return model
 
 

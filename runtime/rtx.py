@@ -14,6 +14,7 @@ from typing import TypeAlias
 import numpy as np
 
 from .cuda import Device, open_device
+from .dtypes import array_dtype
 from .engine import Array
 from .errors import BundleError, EngineError
 from .manifest import BucketInfo, Manifest, PartInfo, SlotInfo
@@ -122,7 +123,7 @@ class TensorRtEngine:
         """Run the graph once; see `Engine.run`."""
         device, addresses = self._shared.device, self._shared.addresses
         outputs: dict[str, Array] = {
-            info.name: np.empty(info.shape, info.dtype) for info in self._outputs
+            info.name: np.empty(info.shape, array_dtype(info.dtype)) for info in self._outputs
         }
         try:
             for name, array in arrays.items():

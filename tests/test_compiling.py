@@ -193,7 +193,7 @@ def test_a_target_or_precision_nobody_knows(tmp_path: Path) -> None:
 
     assert told(target="coreml").startswith("target 'coreml' is not known: expected onnx or ")
     assert told(weights="both") == "weights 'both' is not known: expected inputs or baked"
-    assert told(precision="fp4") == "precision 'fp4' is not known: expected fp32"
+    assert told(precision="fp4") == ("precision 'fp4' is not known: expected fp32 or fp16 or bf16")
 
 
 def test_a_sampler_that_does_not_fit(tmp_path: Path) -> None:

@@ -24,12 +24,13 @@ from ditc.export.tensorrt import (
     find_library,
 )
 from ditc.export.weight_inputs import with_weight_inputs
+from ditc.passes import Window, schedule
 from ditc.runtime.errors import LoweringError
 from ditc.runtime.manifest import Manifest
 from ditc.runtime.targets import parse_target
 
 from . import engines
-from .compiled import small_schedule, workshop
+from .compiled import planned, small_schedule, workshop
 
 needs_rtx = pytest.mark.skipif(
     find_spec("tensorrt_rtx") is None,
@@ -206,3 +207,16 @@ def test_a_bundle_of_engines(tmp_path: Path, weights: str) -> None:
         f"warning: {SITE}: its attention is written out in the engine: "
         + manifest.engine.decomposed[SITE]
     ]
+
+
+@needs_rtx
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_half_precision_reaches_the_kernel(tmp_path: Path, precision: str) -> None:
+    """A model in fp32, cast as it is compiled: no attention is left in fp32."""
+    program = engines.program(torch.float32)
+    sched = schedule(program, planned(program, "full", "wa-rs", window=Window(40, 20)))
+    place = compile_bundle(sched, tmp_path / "b", "tensorrt-rtx:sm89", precision)
+    manifest = Manifest.from_json((place / "manifest.json").read_text())
+    assert manifest.engine is not None
+    assert manifest.engine.decomposed == {}
+    assert manifest.precision == precision
