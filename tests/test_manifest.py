@@ -333,7 +333,7 @@ def save_raw(path: Path, header: str, data: bytes = b"") -> Path:
         ("[]", "the header is .*expected an object"),
         ('{"a": 1}', "tensor 'a': expected an object"),
         ('{"a": {"dtype": "F32", "shape": [1]}}', "'data_offsets' is missing"),
-        ('{"a": {"dtype": "BF16", "shape": [2], "data_offsets": [0, 4]}}', "has dtype BF16"),
+        ('{"a": {"dtype": "F8_E4M3", "shape": [4], "data_offsets": [0, 4]}}', "has dtype F8"),
         ('{"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 4]}}', "expected 8 bytes"),
         ('{"a": {"dtype": "F32", "shape": [2], "data_offsets": [4, 12]}}', "is 12, expected 0 to"),
         ('{"a": {"dtype": "F32", "shape": [1], "data_offsets": [0]}}', "expected 4 bytes"),
