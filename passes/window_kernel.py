@@ -60,15 +60,15 @@ class Blocks:
 def blocks_of(shape: Shape, window: KernelWindow) -> Blocks:
     """Return sizes for a shape: what fits into an SM's registers, and no more than a tile needs.
 
-    Chosen by the sizes that published kernels of the same structure use; not tuned on a GPU.
+    The sizes that published kernels of the same structure use, with as many warps as keep registers
+    from spilling, by the assembler's count for sm80, sm89 and sm90; not tuned on a GPU.
     """
     wide = max(shape.head_dim, shape.value_dim) > 80
     if shape.dtype is torch.float32:
-        blocks = Blocks(32 if wide else 64, 32, 4, 2)
-    else:
-        blocks = Blocks(128, 64, 8 if wide else 4, 3)
-    queries = _queries(window, blocks.queries)
-    return Blocks(queries, blocks.keys, min(blocks.warps, queries // 16), blocks.stages)
+        queries = _queries(window, 32 if wide else 64)
+        return Blocks(queries, 32, queries // 8, 2)
+    queries = _queries(window, 128)
+    return Blocks(queries, 64, queries // 16, 3)
 
 
 def _queries(window: KernelWindow, most: int) -> int:

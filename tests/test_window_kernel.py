@@ -181,14 +181,14 @@ def test_fp64_goes_another_way() -> None:
 
 def test_blocks_follow_tiles_and_registers() -> None:
     half = Shape(4096, 72, 72, torch.float16)
-    assert blocks_of(half, Window(512)) == Blocks(128, 64, 4, 3)
+    assert blocks_of(half, Window(512)) == Blocks(128, 64, 8, 3)
     assert blocks_of(half, Window(512, 64)) == Blocks(64, 64, 4, 3)
     assert blocks_of(half, Window(512, 32)).queries == 128
     assert blocks_of(half, TileWindow((64, 64), (8, 8), (1, 1))) == Blocks(64, 64, 4, 3)
     assert blocks_of(half, TileWindow((64, 64), (2, 2), (1, 1))) == Blocks(16, 64, 1, 3)
     assert blocks_of(half, TileWindow((64, 64), (12, 16), (1, 1))).queries == 64
     wide = Shape(4096, 128, 128, torch.float32)
-    assert blocks_of(wide, Window(512)) == Blocks(32, 32, 2, 2)
+    assert blocks_of(wide, Window(512)) == Blocks(32, 32, 4, 2)
 
 
 def test_tables_are_rows_and_runs() -> None:

@@ -65,7 +65,7 @@ def test_ptx_of_every_gpu(capability: int, kernels: dict[int, list]) -> None:
     assert ptx.endswith("\n")
     head = ptx.partition(f".visible .entry {entry}(")[2].partition(")")[0]
     assert head.count(".param .u64") == head.count(".param") == 6
-    assert (grid, threads) == ([3 + 32, 32], 128)
+    assert (grid, threads) == ([3 + 32, 32], 256)
     assert 0 < shared <= 99 * 1024  # what a block may have on every one of them
     assert any(product in ptx for product in ("mma.sync", "wgmma"))
     assert "window_triton.py" not in ptx  # no path of this machine
@@ -99,7 +99,7 @@ def test_a_call_holds_the_pattern_and_how_it_is_cut() -> None:
     attributes, rows, runs = plugin_call(shape, Window(8), (0, 6), 0.25, 89)
     assert attributes == {
         "scale": 0.25, "tile": 1, "reach": 8, "origin": 6, "queries": 128, "keys": 64,
-        "warps": 4, "stages": 3, "capability": 89,
+        "warps": 8, "stages": 3, "capability": 89,
     }  # fmt: skip
     assert rows.tolist() == [[0, 6, 0, 1], [6, 70, 1, 3]]
     assert runs.tolist() == [[0, 0, 70, 70], [0, 0, 6, 6], [6, 6, 6, 70]]
@@ -176,7 +176,7 @@ def test_its_code_and_launch_are_those_of_the_kernel(monkeypatch: pytest.MonkeyP
     assert vars(launch) == {"grid_x": 3, "grid_y": 32, "block_x": 64, "shared_mem": 9}
     ((given_shape, pattern, scale, heads, blocks, capability),) = asked
     assert (given_shape, scale, heads, capability) == (shape, 72**-0.5, 32, 89)
-    assert blocks == Blocks(128, 64, 4, 3)
+    assert blocks == Blocks(128, 64, 8, 3)
     real = pattern_of(Window(512), 4396, (0, 300), 128)
     assert (pattern.tile, pattern.reach, pattern.origin) == (real.tile, real.reach, real.origin)
     assert len(pattern.rows) == len(real.rows)
