@@ -62,7 +62,13 @@ class Comparison:
     time_ratio: float
 
 
-def compare(folder: Path, precision: str, rounds: int, classes: int = len(CLASSES)) -> Comparison:
+def compare(
+    folder: Path,
+    precision: str,
+    rounds: int,
+    classes: int = len(CLASSES),
+    max_buckets: int | None = None,
+) -> Comparison:
     """Compile the demo model in both precisions, run both, and compare.
 
     Args:
@@ -70,11 +76,12 @@ def compare(folder: Path, precision: str, rounds: int, classes: int = len(CLASSE
         precision: beside fp32.
         rounds: of timing.
         classes: of how many classes to make an image.
+        max_buckets: merge the plan's steps to so many graphs, None to merge none.
     """
     recording = demo_recording()
-    sched = schedule(recording.capture(), Plan.load(DEMO_PLAN))
+    sched = schedule(recording.capture(), Plan.load(DEMO_PLAN), max_buckets=max_buckets)
     bundles = {}
-    for name in ("fp32", precision):
+    for name in (precision, "fp32"):
         place = compile_bundle(sched, folder / name, precision=name, sampler=recording.scheduler)
         bundles[name] = Bundle.open(place)
     full, half = bundles["fp32"], bundles[precision]
