@@ -9,11 +9,10 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from ditc.passes import Bucket, Plan, Program, Schedule
+from ditc.passes import Bucket, Program, Schedule
 from ditc.passes.fingerprint import program_digest
-from ditc.passes.graphs import flat_outputs
 from ditc.runtime.decoder import DECODER
-from ditc.runtime.errors import LoweringError, PlanError
+from ditc.runtime.errors import LoweringError
 from ditc.runtime.files import SOURCES_FILE
 from ditc.runtime.manifest import (
     CONDITIONING_FILE,
@@ -32,6 +31,13 @@ from .building import Job, build, usable_cores
 from .bundle import records, staged
 from .cache import EngineCache, default_cache, key_of
 from .calling import arguments_info, calls_info
+from .checking import (
+    check_choice,
+    check_schedule,
+    check_scheduler,
+    check_timestep,
+    check_variance,
+)
 from .decoder import capture_decoder, decoder_info, lower_decoder
 from .describing import (
     bucket_info,
@@ -118,24 +124,24 @@ def compile(  # noqa: A001 (the contract's name)
         PassError: if a method of the plan can't be applied.
         BundleError: if the bundle can't be written there. Nothing half-written is left.
     """
-    _check_schedule(sched)
+    check_schedule(sched)
     if jobs is not None and jobs < 1:
         raise LoweringError(f"jobs is {jobs}, expected at least 1")
     wanted = parse_target(target)
-    _check_choice("weights", weights, WEIGHTS_MODES)
+    check_choice("weights", weights, WEIGHTS_MODES)
     library = None if wanted.library is None else find_library(wanted)
     if library is not None and dynamic is not None:
         raise LoweringError(
             f"target {wanted}: its engines serve one batch size: leave dynamic out, or compile "
             "with target='onnx'"
         )
-    _check_choice("precision", precision, PRECISIONS)
+    check_choice("precision", precision, PRECISIONS)
     sched = sched.on(in_precision(sched.program, precision, calibration, log or _ignore))
-    _check_scheduler(sched.plan, sampler)
+    check_scheduler(sched.plan, sampler)
     table = None if sampler is None else _told(sched.program, sampler_table(sampler, sched.steps))
     if table is not None:
-        _check_timestep(sched.program, table)
-        _check_variance(sched.program, table)
+        check_timestep(sched.program, table)
+        check_variance(sched.program, table)
     pictures = _pictures(decoder, sched.program)
     special = Specialisation(sched.steps, fold_halves, fuse_guidance, prologue)
     batches = batches_of(sched, dynamic, special, wanted.name)
@@ -220,62 +226,9 @@ def _pictures(decoder: torch.nn.Module | Program | None, program: Program) -> Pr
     return capture_decoder(decoder, program)
 
 
-def _check_schedule(given: object) -> None:
-    if not isinstance(given, Schedule):
-        raise LoweringError(
-            f"expected a Schedule to compile, found a {type(given).__name__}: pass "
-            "schedule(program, plan)"
-        )
-
-
-def _check_choice(what: str, given: str, known: tuple[str, ...]) -> None:
-    if given not in known:
-        raise LoweringError(f"{what} {given!r} is not known: expected {' or '.join(known)}")
-
-
-def _check_scheduler(plan: Plan, sampler: object) -> None:
-    found = type(sampler).__name__
-    if sampler is None or plan.scheduler in (None, found):
-        return
-    raise PlanError(
-        f"plan was found with {plan.scheduler}, the sampler is {found}: pass that scheduler, find "
-        "a plan with this one, or use dataclasses.replace(plan, scheduler=None) to have it all "
-        "the same"
-    )
-
-
 def _told(program: Program, table: SamplerTable) -> SamplerTable:
     """Return a table with the timesteps that the denoiser is told."""
     return replace(table, timesteps=tuple(program.told.of(time) for time in table.timesteps))
-
-
-def _check_timestep(program: Program, table: SamplerTable) -> None:
-    """Refuse a sampler whose timesteps the program would never be told, or told rounded."""
-    given = next((entry for entry in program.inputs if entry.role == "timestep"), None)
-    conditions = [entry.name for entry in program.inputs if entry.role == "condition"]
-    if given is None and conditions:
-        raise LoweringError(
-            f"none of the inputs ({', '.join(conditions)}) is named as the timestep, which would "
-            "stay the same in all steps: state it with capture(..., timestep='...')"
-        )
-    broken = [number for number in table.timesteps if not number.is_integer()]
-    if given is not None and not given.dtype.is_floating_point and broken:
-        raise LoweringError(
-            f"input {given.name} is {_dtype(given.dtype)}, but {table.scheduler} has the timestep "
-            f"{broken[0]:g}: capture with a timestep of torch.float32"
-        )
-
-
-def _check_variance(program: Program, table: SamplerTable) -> None:
-    """Refuse a sampler that takes its variance from a model that doesn't predict it."""
-    shape = tuple(flat_outputs(program.graph_module.graph)[0].meta["val"].shape)
-    expected = (program.latents.shape[0], 2 * program.latents.shape[1], *program.latents.shape[2:])
-    if table.log_variance is not None and shape != expected:
-        raise LoweringError(
-            f"{table.scheduler} of variance_type 'learned_range' takes its variance from the "
-            f"model, whose output {program.outputs[0]} is {list(shape)}, expected "
-            f"{list(expected)} with twice the latents' channels: build it with a fixed variance"
-        )
 
 
 def _lowered(
@@ -335,10 +288,6 @@ def _teller(
 
 
 def _ignore(*_: object) -> None: ...
-
-
-def _dtype(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
 
 
 def _conditioning(program: Program) -> Mapping[str, torch.Tensor]:

@@ -18,6 +18,7 @@ from .lowered import Lowered
 
 __all__ = [
     "bucket_info",
+    "dtype_name",
     "file_of",
     "input_infos",
     "is_baked",
@@ -48,7 +49,7 @@ def model_info(program: Program) -> ModelInfo:
 def input_infos(program: Program) -> tuple[InputInfo, ...]:
     """Return the program's inputs."""
     return tuple(
-        InputInfo(entry.name, entry.shape, _dtype(entry.dtype), entry.role)
+        InputInfo(entry.name, entry.shape, dtype_name(entry.dtype), entry.role)
         for entry in program.inputs
     )
 
@@ -57,14 +58,14 @@ def output_infos(program: Program) -> tuple[OutputInfo, ...]:
     """Return the program's outputs."""
     values = [node.meta["val"] for node in flat_outputs(program.graph_module.graph)]
     return tuple(
-        OutputInfo(name, tuple(value.shape), _dtype(value.dtype))
+        OutputInfo(name, tuple(value.shape), dtype_name(value.dtype))
         for name, value in zip(program.outputs, values, strict=True)
     )
 
 
 def slot_info(slot: Slot, storage: int) -> SlotInfo:
     """Return a slot with the number of its storage."""
-    return SlotInfo(slot.name, slot.site, slot.kind, slot.shape, _dtype(slot.dtype), storage)
+    return SlotInfo(slot.name, slot.site, slot.kind, slot.shape, dtype_name(slot.dtype), storage)
 
 
 def bucket_info(bucket: Bucket, lowered: Lowered, engine: EngineInfo | None) -> BucketInfo:
@@ -82,5 +83,6 @@ def bucket_info(bucket: Bucket, lowered: Lowered, engine: EngineInfo | None) -> 
     )
 
 
-def _dtype(dtype: torch.dtype) -> str:
+def dtype_name(dtype: torch.dtype) -> str:
+    """Return a dtype's name without its module: `float32`."""
     return str(dtype).removeprefix("torch.")

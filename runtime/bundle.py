@@ -8,11 +8,21 @@ import numpy as np
 import numpy.typing as npt
 
 from .backends import backend_of
-from .batches import repeated
+from .batches import count, limited, repeated, resized, samples_of
 from .binding import bind
-from .calls import calls_of, in_batch
+from .calls import calls_of
 from .decoder import DECODER
 from .decoding import Pixels, decode, decoder_manifest
+from .drawing import (
+    DEFAULT_GUIDANCE_SCALE,
+    as_float32,
+    generator,
+    initial_latents,
+    model_inputs,
+    noise_of,
+    sampler_of,
+)
+from .drawing import guidance_scale as scale_of
 from .engine import Array, Backend, Engine, OnDevice, Resizable
 from .errors import BundleError, EngineError
 from .feed import Feed
@@ -27,17 +37,15 @@ from .guidance import (
     learned_variance,
 )
 from .inputs import as_array, check_array, check_finite, check_names
-from .manifest import WEIGHTS_FILE, InputInfo, Manifest
+from .manifest import WEIGHTS_FILE, Manifest
 from .recorded import read_recorded
-from .sampler import SamplerState, SamplerTable
+from .sampler import SamplerState
 from .slots import SlotLedger
 from .variants import read_manifest
 from .weights import map_tensors
 
 __all__ = ["DEFAULT_GUIDANCE_SCALE", "Bundle", "Callback"]
 
-DEFAULT_GUIDANCE_SCALE = 4.0
-SCALARS = (int, float, np.number)
 Callback = Callable[[int, int, Latents], None]
 
 
@@ -104,7 +112,7 @@ class Bundle:
             raise BundleError(f"{root}: is no folder, expected a bundle; compile one there")
         manifest = whole = read_manifest(root, variant)
         if batch is not None:
-            manifest = whole.up_to(_count(batch))
+            manifest = limited(whole, count(batch))
         if backend is None:
             backend = backend_of(manifest, providers, threads, prepack, cuda_graphs)
         check_files(root, manifest.files)
@@ -194,14 +202,14 @@ class Bundle:
             EngineError: if an argument doesn't fit, or the model returns numbers that aren't
                 finite; the message names the step.
         """
-        table, model_latents = self._sampler()
-        scale = self._guidance_scale(guidance_scale)
-        sized = self._resize(self.manifest.samples if batch is None else _count(batch))
+        table, model_latents = sampler_of(self.manifest)
+        scale = scale_of(self.manifest, guidance_scale)
+        sized = self._resize(self.manifest.samples if batch is None else count(batch))
         full = self._conditions(conditioning, negative or {})
         shape = latents_shape(sized, sized.input_of("latents") or model_latents)
-        draw = _generator(seed)
-        x = _initial_latents(draw, table, shape, latents)
-        given = None if noise is None else _as_float32("noise", noise, (table.steps, *shape))
+        draw = generator(seed)
+        x = initial_latents(draw, table, shape, latents)
+        given = None if noise is None else as_float32("noise", noise, (table.steps, *shape))
         state = SamplerState(table)
         cfg = "cond-first" if self.manifest.calls else self.manifest.output_cfg
         self.reset()
@@ -212,7 +220,7 @@ class Bundle:
                 check_finite(f"step {k}: the model's output", predicted)
                 guided = guide(cfg, predicted, scale, shape)
                 variance = learned_variance(cfg, predicted, shape)
-                x = state.advance(k, x, guided, _noise_of(k, table, draw, given, shape), variance)
+                x = state.advance(k, x, guided, noise_of(k, table, draw, given, shape), variance)
             check_finite(f"step {k}: the latents", x)
             if callback is not None:
                 callback(k, table.steps, x.copy())
@@ -252,14 +260,14 @@ class Bundle:
         """Return the model's output at a step; of two calls as one batch, conditional first."""
         name, found = self.manifest.outputs[0].name, {}
         for call in calls_of(self.manifest.cfg):
-            inputs = self._model_inputs(latents, timestep, scale, conditions[call])
+            inputs = model_inputs(self._sized, latents, timestep, scale, conditions[call])
             found[call] = self._run(k, call, inputs, same_prompt=k > 0)[name]
         return found[""] if "" in found else np.concatenate([found["cond"], found["uncond"]])
 
     def _resize(self, samples: int) -> Manifest:
         """Return the manifest with the shapes of so many samples; other slots hold nothing then."""
         if samples != self._sized.samples:
-            self._sized = self.manifest.at(samples)
+            self._sized = resized(self.manifest, samples)
             self._ledger.reset()
             parts = (self._engines[graph.name] for graph in self.manifest.graphs)
             for engine in {id(engine): engine for engine in (*parts, *self._runners())}.values():
@@ -306,96 +314,14 @@ class Bundle:
             if name not in arrays:
                 raise EngineError(f"input {name!r} is missing, expected {', '.join(names)}")
         shapes = {name: as_array(name, array).shape for name, array in arrays.items()}
-        sized = self._resize(self.manifest.samples_of(shapes))
+        sized = self._resize(samples_of(self.manifest, shapes))
         checked = {info.name: check_array(info, arrays[info.name]) for info in sized.inputs}
         if sized.equal_halves:
             check_equal_halves(sized, checked)
         return checked
-
-    def _sampler(self) -> tuple[SamplerTable, InputInfo]:
-        latents = self.manifest.input_of("latents")
-        if self.manifest.sampler is None or latents is None:
-            raise BundleError(
-                "the bundle has no sampler or no latents input; use step() and a loop of your own, "
-                "or compile with sampler="
-            )
-        return self.manifest.sampler, latents
-
-    def _guidance_scale(self, scale: float | None) -> float:
-        if self.manifest.cfg is None:
-            if scale not in (None, 1.0):
-                raise EngineError(
-                    f"guidance_scale is {scale}, but the bundle has no guidance, expected None or 1"
-                )
-            return 1.0
-        if scale is None:
-            return DEFAULT_GUIDANCE_SCALE
-        if np.ndim(scale) or not isinstance(scale, SCALARS) or not np.isfinite(scale):
-            raise EngineError(f"guidance_scale is {scale}, expected a finite number")
-        return float(scale)
-
-    def _model_inputs(
-        self,
-        latents: Latents,
-        timestep: float,
-        scale: float,
-        conditioning: Mapping[str, Array],
-    ) -> dict[str, Array]:
-        inputs = dict(conditioning)
-        for info in self._sized.inputs:
-            if info.role == "latents":
-                whole = in_batch(self.manifest.cfg)
-                batch = np.concatenate([latents, latents]) if whole else latents
-                inputs[info.name] = np.ascontiguousarray(batch, info.dtype)
-            if info.role == "timestep":
-                inputs[info.name] = np.full(info.shape, timestep, info.dtype)
-            if info.role == "guidance":
-                inputs[info.name] = np.full(info.shape, scale, info.dtype)
-        return inputs
-
-
-def _count(batch: int) -> int:
-    if isinstance(batch, bool) or not isinstance(batch, int | np.integer):
-        raise EngineError(f"batch is {batch!r}, expected a number of samples")
-    return int(batch)
 
 
 def _load(
     backend: Backend, root: Path, weights: Mapping[str, Array], manifest: Manifest
 ) -> Mapping[str, Engine]:
     return backend.load(root, manifest, weights)
-
-
-def _generator(seed: int) -> np.random.Generator:
-    if not isinstance(seed, int | np.integer) or seed < 0:
-        raise EngineError(f"seed is {seed}, expected an integer of at least 0")
-    return np.random.default_rng(int(seed))
-
-
-def _initial_latents(
-    draw: np.random.Generator,
-    table: SamplerTable,
-    shape: tuple[int, ...],
-    given: npt.ArrayLike | None,
-) -> Latents:
-    if given is not None:
-        return _as_float32("latents", given, shape)
-    return draw.standard_normal(shape, np.float32) * np.float32(table.init_noise_scale)
-
-
-def _noise_of(
-    k: int,
-    table: SamplerTable,
-    draw: np.random.Generator,
-    given: Latents | None,
-    shape: tuple[int, ...],
-) -> Latents | None:
-    if not table.noise[k]:
-        return None
-    noise: Latents = draw.standard_normal(shape, np.float32) if given is None else given[k]
-    return noise
-
-
-def _as_float32(name: str, value: npt.ArrayLike, shape: tuple[int, ...]) -> Latents:
-    checked = check_array(InputInfo(name, shape, "float32", "latents"), value)
-    return np.array(checked, np.float32)

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from .arguments import ArgumentsInfo, digest_of_array
+from .batches import resized
 from .calls import in_batch
 from .engine import Array
 from .errors import EngineError
@@ -57,7 +58,7 @@ class CallInputs:
         if self._manifest.dynamic is None or not isinstance(latents, np.ndarray):
             return self._manifest
         halves = 2 if in_batch(self._manifest.cfg) else 1
-        return self._manifest.at(latents.shape[0] // halves)
+        return resized(self._manifest, latents.shape[0] // halves)
 
     def _check(self, path: str, value: object) -> None:
         """Refuse what the bundle was not made for; what isn't given is what isn't checked."""

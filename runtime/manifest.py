@@ -4,19 +4,19 @@ The exporter builds a `Manifest` and writes `to_json()`; the runtime reads it wi
 which trusts nothing. `consistency.py` holds the rules that span several fields.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
 from functools import cached_property
+from typing import TypeVar
 
 from .arguments import ArgumentsInfo
 from .calls import CFG_LAYOUTS, CallInfo, Run, runs_of
 from .consistency import check_manifest
 from .curve import CurveInfo
 from .decoder import DecoderInfo
-from .dynamic import DynamicInfo, Scale
+from .dynamic import DynamicInfo
 from .engine_info import EngineInfo
 from .entries import (
-    MAX_COUNT,
     MAX_STEPS,
     BucketInfo,
     FileInfo,
@@ -25,7 +25,7 @@ from .entries import (
     OutputInfo,
     SlotInfo,
 )
-from .errors import BundleError, EngineError
+from .errors import BundleError
 from .fields import (
     JsonValue,
     canonical_json,
@@ -50,6 +50,7 @@ from .files import (
 )
 from .prologue import PartInfo, PrologueInfo
 from .sampler import SamplerTable
+from .versions import FORMAT, VERSION, read_version
 
 __all__ = [
     "CONDITIONING_FILE",
@@ -74,8 +75,8 @@ __all__ = [
     "read_version",
 ]
 
-FORMAT = "ditc-bundle"
-VERSION = 1
+T = TypeVar("T")
+
 OPTIONAL = ("arguments", "calls", "decoder", "engine")
 """Fields that are written only where there is something to say."""
 
@@ -204,54 +205,6 @@ class Manifest:
             return self.samples, self.samples
         return self.dynamic.least, self.dynamic.most
 
-    def at(self, samples: int) -> "Manifest":
-        """Return the manifest with the shapes of another number of samples.
-
-        Raises:
-            EngineError: if the bundle doesn't serve so many.
-        """
-        least, most = self.batches
-        if not least <= samples <= most:
-            expected = f"{least} to {most}" if self.dynamic else f"{most}"
-            raise EngineError(
-                f"a batch of {samples} samples, expected {expected} as the bundle was compiled "
-                "for; compile it for others with --dynamic batch=LEAST..MOST"
-            )
-        before, dynamic = self.samples, self.dynamic
-        if dynamic is None or samples == before:
-            return self
-        scale = Scale(dynamic, before, samples)
-        return replace(
-            self,
-            inputs=tuple(scale.entry(entry) for entry in self.inputs),
-            outputs=tuple(scale.entry(entry) for entry in self.outputs),
-            slots=tuple(scale.entry(entry) for entry in self.slots),
-            prologue=None if self.prologue is None else self.prologue.scaled(scale),
-        )
-
-    def up_to(self, most: int) -> "Manifest":
-        """Return the manifest for no more samples than `most`, with those shapes.
-
-        Raises:
-            EngineError: if the bundle doesn't serve so many.
-        """
-        found = self.at(most)
-        if self.dynamic is None:
-            return found
-        return replace(found, dynamic=replace(self.dynamic, most=most))
-
-    def samples_of(self, shapes: Mapping[str, tuple[int, ...]]) -> int:
-        """Return how many samples tensors of these shapes hold, by the first that tells."""
-        if self.dynamic is None:
-            return self.samples
-        for entry in self.inputs:
-            axis = self.dynamic.axes.get(entry.name)
-            shape = shapes.get(entry.name)
-            if axis is not None and shape is not None and len(shape) == len(entry.shape):
-                rows = entry.shape[axis] // self.samples
-                return shape[axis] // rows
-        return self.samples
-
     def input_of(self, role: str) -> InputInfo | None:
         """Return the first input of a role, or None where there is none."""
         return next((info for info in self.inputs if info.role == role), None)
@@ -275,13 +228,13 @@ class Manifest:
             "outputs": [info.to_json() for info in self.outputs],
             "slots": [info.to_json() for info in self.slots],
             "buckets": [info.to_json() for info in self.buckets],
-            "sampler": None if self.sampler is None else self.sampler.to_json(),
+            "sampler": _json(self.sampler),
             "files": {path: info.to_json() for path, info in self.files.items()},
             "weights_sha256": self.weights_sha256,
-            "curve": None if self.curve is None else self.curve.to_json(),
+            "curve": _json(self.curve),
             "equal_halves": self.equal_halves,
-            "prologue": None if self.prologue is None else self.prologue.to_json(),
-            "dynamic": None if self.dynamic is None else self.dynamic.to_json(),
+            "prologue": _json(self.prologue),
+            "dynamic": _json(self.dynamic),
             "variant": self.variant,
             **self._optional(),
         }
@@ -333,46 +286,25 @@ class Manifest:
                 check_relative(path, "files"): FileInfo.from_json(info, f"files.{path}")
                 for path, info in files.items()
             },
-            weights_sha256=(
-                None
-                if found["weights_sha256"] is None
-                else read_sha256(found["weights_sha256"], "weights_sha256")
-            ),
-            curve=None if found["curve"] is None else CurveInfo.from_json(found["curve"], "curve"),
+            weights_sha256=_read(read_sha256, found, "weights_sha256"),
+            curve=_read(CurveInfo.from_json, found, "curve"),
             equal_halves=read_flag(found["equal_halves"], "equal_halves"),
-            prologue=(
-                None
-                if found["prologue"] is None
-                else PrologueInfo.from_json(found["prologue"], "prologue")
-            ),
+            prologue=_read(PrologueInfo.from_json, found, "prologue"),
             calls=read_list(found.get("calls", []), "calls", CallInfo.from_json),
             arguments=(
                 ArgumentsInfo.from_json(found["arguments"]) if "arguments" in found else None
             ),
-            engine=EngineInfo.from_json(found["engine"], "engine") if "engine" in found else None,
-            dynamic=(
-                None
-                if found["dynamic"] is None
-                else DynamicInfo.from_json(found["dynamic"], "dynamic")
-            ),
-            variant=None if found["variant"] is None else read_name(found["variant"], "variant"),
-            decoder=(
-                DecoderInfo.from_json(found["decoder"], "decoder") if "decoder" in found else None
-            ),
+            engine=_read(EngineInfo.from_json, found, "engine"),
+            dynamic=_read(DynamicInfo.from_json, found, "dynamic"),
+            variant=_read(read_name, found, "variant"),
+            decoder=_read(DecoderInfo.from_json, found, "decoder"),
         )
 
 
-def read_version(value: JsonValue) -> dict[str, JsonValue]:
-    """Return a manifest's object if it is a bundle's of a known version, or raise BundleError."""
-    if not isinstance(value, dict) or value.get("format") != FORMAT:
-        found = value.get("format") if isinstance(value, dict) else value
-        raise BundleError(
-            f"{MANIFEST_FILE}: the format is {found!r}, expected {FORMAT!r}; this is no ditc bundle"
-        )
-    version = read_integer(value.get("version"), "version", 1, MAX_COUNT)
-    if version > VERSION:
-        raise BundleError(
-            f"{MANIFEST_FILE}: version {version} was written by a newer ditc "
-            f"({value.get('ditc')!r}), expected at most version {VERSION}; upgrade ditc"
-        )
-    return value
+def _json(record: "SamplerTable | CurveInfo | PrologueInfo | DynamicInfo | None") -> JsonValue:
+    return None if record is None else record.to_json()
+
+
+def _read(read: Callable[[object, str], T], found: Mapping[str, object], name: str) -> T | None:
+    """Return a field that may be absent or null."""
+    return None if found.get(name) is None else read(found[name], name)

@@ -10,29 +10,31 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from .batches import resized
 from .dtypes import BFLOAT16, ONNX_BFLOAT16, array_dtype, bits, onnx_type
 from .engine import Array
-from .errors import BundleError, EngineError
-from .files import WEIGHTS_FILE
-from .manifest import BucketInfo, Manifest, PartInfo, SlotInfo
+from .errors import EngineError
+from .manifest import Manifest, SlotInfo
+from .ort_checks import (
+    CPU,
+    Graph,
+    check_given,
+    check_interface,
+    check_precision,
+    check_providers,
+    check_threads,
+    check_weights,
+)
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession, OrtValue, SessionOptions
 
 __all__ = ["OrtBackend", "OrtEngine"]
 
-Graph: TypeAlias = BucketInfo | PartInfo
-
-CPU = "CPUExecutionProvider"
-EXTRAS = {
-    CPU: "ort",
-    "CUDAExecutionProvider": "cuda",
-    "TensorrtExecutionProvider": "cuda",
-}
 DEVICES = {
     "CUDAExecutionProvider": "cuda",
     "TensorrtExecutionProvider": "cuda",
@@ -40,7 +42,6 @@ DEVICES = {
     "DmlExecutionProvider": "dml",
 }
 FATAL_ONLY = 4
-MAX_THREADS = 4096
 
 
 @dataclass(frozen=True)
@@ -70,10 +71,10 @@ class OrtBackend:
             BundleError: if a graph uses a weight that isn't in the store.
         """
         ort = _import_onnxruntime()
-        _check_providers(ort, self.providers)
+        check_providers(ort, self.providers)
         used = {name for bucket in manifest.graphs for name in bucket.weights}
-        _check_weights(manifest, weights)
-        _check_precision(manifest, self.providers)
+        check_weights(manifest, weights)
+        check_precision(manifest, self.providers)
         device = DEVICES.get(self.providers[0], "cpu")
         values = _place_weights(ort, {name: weights[name] for name in sorted(used)}, device)
         sessions = {
@@ -110,14 +111,14 @@ class OrtBackend:
                 f"{', '.join(ort.get_available_providers())}: {error}"
             ) from error
         session.disable_fallback()
-        _check_given(bucket, self.providers, session.get_providers())
+        check_given(bucket, self.providers, session.get_providers())
         return session
 
     def _options(self, ort: ModuleType, root: Path) -> "SessionOptions":
         options = ort.SessionOptions()
         options.log_severity_level = FATAL_ONLY  # errors come as exceptions
         if self.threads is not None:
-            _check_threads(self.threads)
+            check_threads(self.threads)
             options.intra_op_num_threads = self.threads
         entries = {
             "session.model_external_initializers_file_folder_path": str(root),
@@ -152,7 +153,7 @@ class OrtEngine:
         weights: Mapping[str, "OrtValue"],
         slots: Mapping[str, SlotInfo],
     ) -> None:
-        _check_interface(manifest, bucket, session)
+        check_interface(manifest, bucket, session)
         self._weights = weights  # the session refers to their memory without owning it
         self._manifest = manifest
         self.storages = storages
@@ -230,33 +231,6 @@ def _register_shared_arena() -> None:
     )
 
 
-def _check_providers(ort: ModuleType, providers: Sequence[str]) -> None:
-    available = ort.get_available_providers()
-    if not providers:
-        raise EngineError(f"no provider was given, expected some of {', '.join(available)}")
-    for provider in providers:
-        if provider not in available:
-            extra = EXTRAS.get(provider)
-            way = f"run `pip install ditc[{extra}]`" if extra else "install a build that has it"
-            raise EngineError(
-                f"the provider {provider!r} isn't in this ONNX Runtime {ort.__version__}, which "
-                f"has {', '.join(available)}; {way}"
-            )
-
-
-def _check_precision(manifest: Manifest, providers: Sequence[str]) -> None:
-    if manifest.precision == "bf16" and CPU in providers:
-        raise EngineError(
-            f"the bundle is of precision 'bf16', for which ONNX Runtime has no kernels on {CPU!r}: "
-            "compile with precision 'fp16' or 'fp32', or ask for a GPU's provider alone"
-        )
-
-
-def _check_threads(threads: int) -> None:
-    if not isinstance(threads, int) or not 1 <= threads <= MAX_THREADS:
-        raise EngineError(f"threads is {threads}, expected an integer from 1 to {MAX_THREADS}")
-
-
 def _place_weights(
     ort: ModuleType, weights: Mapping[str, Array], device: str
 ) -> dict[str, "OrtValue"]:
@@ -285,43 +259,10 @@ def _allocate_slots(ort: ModuleType, manifest: Manifest, device: str) -> dict[in
     try:
         return {
             storage: ort.OrtValue.ortvalue_from_shape_and_type([size], np.uint8, device, 0)
-            for storage, size in manifest.at(manifest.batches[1]).storage_bytes.items()
+            for storage, size in resized(manifest, manifest.batches[1]).storage_bytes.items()
         }
     except Exception as error:
         raise EngineError(
             f"ONNX Runtime {ort.__version__} can't allocate {len(manifest.slots)} slots on "
             f"{device}: {error}"
         ) from error
-
-
-def _check_given(bucket: Graph, asked: Sequence[str], given: Sequence[str]) -> None:
-    for provider in asked:
-        if provider not in given:
-            raise EngineError(
-                f"bucket {bucket.name!r}: asked for {provider!r}, ONNX Runtime gave "
-                f"{', '.join(given)}; check the provider's driver and libraries, or ask for {CPU!r}"
-            )
-
-
-def _check_weights(manifest: Manifest, weights: Mapping[str, Array]) -> None:
-    for bucket in manifest.graphs:
-        for name in bucket.weights:
-            if name not in weights:
-                raise BundleError(
-                    f"bucket {bucket.name!r}: uses the weight {name!r}, which isn't among the "
-                    f"{len(weights)} in {WEIGHTS_FILE}; compile the bundle again"
-                )
-
-
-def _check_interface(manifest: Manifest, bucket: Graph, session: "InferenceSession") -> None:
-    outputs = [info.name for info in manifest.outputs_of(bucket)]
-    for what, found, expected in (
-        ("inputs", session.get_inputs(), {*bucket.inputs, *bucket.reads}),
-        ("outputs", session.get_outputs(), {*outputs, *bucket.writes}),
-    ):
-        names = {argument.name for argument in found}
-        if names != expected:
-            raise BundleError(
-                f"bucket {bucket.name!r}: {bucket.graph} has the {what} {sorted(names)}, "
-                f"expected {sorted(expected)}; compile the bundle again"
-            )

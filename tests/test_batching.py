@@ -17,6 +17,7 @@ from ditc.export.batching import batches_of
 from ditc.export.specialising import Specialisation
 from ditc.passes import TorchSession, Window, capture, schedule
 from ditc.runtime import Bundle
+from ditc.runtime.batches import resized
 from ditc.runtime.errors import BundleError, EngineError, LoweringError
 from ditc.runtime.fields import digest_of
 from ditc.runtime.files import MANIFEST_FILE
@@ -114,8 +115,8 @@ def test_graphs_and_manifest_tell_the_range() -> None:
     record = json.loads((place / MANIFEST_FILE).read_text())["dynamic"]
     assert record["batch"] == [1, MOST]
     assert record["axes"]["x"] == record["axes"]["t"] == record["axes"]["sample"] == 0
-    assert manifest.at(5).inputs[0].shape == (10, 25, 16)
-    largest = manifest.at(MOST).storage_bytes
+    assert resized(manifest, 5).inputs[0].shape == (10, 25, 16)
+    largest = resized(manifest, MOST).storage_bytes
     assert {n: size * 5 // 2 for n, size in manifest.storage_bytes.items()} == largest
     for bucket in manifest.buckets:
         graph = onnx.load(place / bucket.graph, load_external_data=False).graph

@@ -16,7 +16,8 @@ from ditc.runtime.entries import BucketInfo, InputInfo, OutputInfo
 from ditc.runtime.errors import BundleError, EngineError
 from ditc.runtime.files import read_text
 from ditc.runtime.manifest import MANIFEST_FILE, Manifest
-from ditc.runtime.ort import OrtEngine, _check_given
+from ditc.runtime.ort import OrtEngine
+from ditc.runtime.ort_checks import check_given
 from ditc.runtime.weights import map_tensors
 
 from .bundles import (
@@ -119,9 +120,9 @@ def test_another_provider_than_asked_is_an_error(
 
 def test_given_providers_are_compared_with_those_asked_for() -> None:
     bucket = make_manifest().buckets[0]
-    _check_given(bucket, ["CPUExecutionProvider"], ["CPUExecutionProvider"])
+    check_given(bucket, ["CPUExecutionProvider"], ["CPUExecutionProvider"])
     with pytest.raises(EngineError, match="bucket 'full': asked for 'A', ONNX Runtime gave B; "):
-        _check_given(bucket, ["A"], ["B"])
+        check_given(bucket, ["A"], ["B"])
 
 
 def test_missing_onnxruntime_names_the_extra(

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ditc.passes import Plan, plan_schema
+from ditc.runtime.batches import resized
 from ditc.runtime.calls import calls_of
 from ditc.runtime.errors import DitcError
 from ditc.runtime.manifest import WEIGHTS_FILE, Manifest
@@ -63,7 +64,7 @@ def _variant_lines(path: Path, index: Index) -> Iterator[str]:
     for name in index.variants:
         manifest = read_manifest(path, name)
         latents = manifest.input_of("latents")
-        slots = sum(manifest.at(manifest.batches[1]).storage_bytes.values())
+        slots = sum(resized(manifest, manifest.batches[1]).storage_bytes.values())
         yield (
             f"variant    {name}: latents {list(latents.shape) if latents else 'none'}, "
             f"{manifest.steps} steps, {len(manifest.buckets)} buckets of "
@@ -99,7 +100,7 @@ def _bundle_lines(path: Path, manifest: Manifest) -> Iterator[str]:
         yield f"input      {entry.name} {entry.dtype} {list(entry.shape)} ({entry.role})"
     for output in manifest.outputs:
         yield f"output     {output.name} {output.dtype} {list(output.shape)}"
-    storages = manifest.at(largest).storage_bytes
+    storages = resized(manifest, largest).storage_bytes
     most = "" if manifest.dynamic is None else f" for {largest} samples"
     yield (
         f"slots      {len(manifest.slots)} in {len(storages)} storages, "

@@ -12,6 +12,7 @@ from ditc.passes import Plan
 from ditc.passes.curve import Curve
 from ditc.passes.liveness import kept_residuals
 from ditc.passes.merging import Merging
+from ditc.runtime.batches import resized
 from ditc.runtime.errors import BundleError, DitcError
 from ditc.runtime.files import check_files
 from ditc.runtime.manifest import PLAN_FILE, Manifest
@@ -160,7 +161,7 @@ def _of_bundle(path: Path, variant: str | None) -> Facts:
         searched, untold = searched_of(plan)
         absent = (*unfit, *untold)
     least, most = manifest.batches
-    slots = sum(manifest.at(most).storage_bytes.values())
+    slots = sum(resized(manifest, most).storage_bytes.values())
     latents, curve = manifest.input_of("latents"), manifest.curve
     return Facts(
         source=path.resolve().name if variant is None else f"{path.resolve().name} {variant}",

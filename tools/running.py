@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ditc.runtime import Bundle
+from ditc.runtime.batches import resized
 from ditc.runtime.calls import calls_of
 from ditc.runtime.errors import DitcError, EngineError
 from ditc.runtime.manifest import Manifest
@@ -86,7 +87,7 @@ def _verify(options: argparse.Namespace) -> dict[str, object]:
     with progress("run every step", len(sizes) * bundle.steps) as advance:
         for samples in sizes:
             for step in range(bundle.steps):
-                inputs = example_inputs(manifest.at(samples), step)
+                inputs = example_inputs(resized(manifest, samples), step)
                 for call in calls_of(manifest.cfg):
                     _check_finite(step, bundle.step(step, call, **inputs))
                 advance()
