@@ -30,6 +30,7 @@ from .lower_windows import LowerWindows
 from .lowered import Lowered, Source
 from .simplify import simplify
 from .site_names import mark_sites, name_attentions, sites_of
+from .stripping import strip
 from .tensors import constant_name
 from .transpose_weights import TransposeWeights
 
@@ -106,7 +107,7 @@ def lower_graph(
     used = _refer(model, weights, inputs, outputs)
     _rename(model, inputs, outputs)
     name_attentions(model, sites_of(module.graph))
-    _strip(model)
+    strip(model)
     return Lowered(
         graph=onnx_ir.to_proto(model).SerializeToString(deterministic=True),
         inputs=tuple(inputs),
@@ -287,23 +288,6 @@ def _rename(model: onnx_ir.Model, inputs: Sequence[str], outputs: Sequence[str])
     for value, name in zip(model.graph.outputs, outputs, strict=True):
         value.name = name
     model.graph.name = "denoiser"
-
-
-def _strip(model: onnx_ir.Model) -> None:
-    """Drop what differs between machines: traces, paths, tool names."""
-    model.metadata_props.clear()
-    model.graph.metadata_props.clear()
-    model.producer_name = "ditc"
-    model.producer_version = None
-    model.doc_string = None
-    model.graph.doc_string = None
-    for node in model.graph.all_nodes():
-        node.metadata_props.clear()
-        node.doc_string = None
-        for value in node.outputs:
-            value.metadata_props.clear()
-    for value in (*model.graph.inputs, *model.graph.initializers.values()):
-        value.metadata_props.clear()
 
 
 def _name_by_content(

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from .engine import Backend
 from .errors import BundleError, EngineError
 from .manifest import Manifest
-from .ort import CPU, OrtBackend
+from .ort import OrtBackend
+from .ort_checks import CPU
 from .rtx import TensorRtBackend
 
 __all__ = ["backend_of"]

@@ -1,6 +1,6 @@
 """Open a bundle and run it: numpy in, numpy out."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -117,7 +117,7 @@ class Bundle:
             backend = backend_of(manifest, providers, threads, prepack, cuda_graphs)
         check_files(root, manifest.files)
         weights = map_tensors(root / WEIGHTS_FILE) if WEIGHTS_FILE in manifest.files else {}
-        load = partial(_load, backend, root, weights)
+        load = partial(backend.load, root, weights=weights)
         return cls(manifest, load(manifest), read_recorded(root, whole), load)
 
     @property
@@ -270,15 +270,13 @@ class Bundle:
             self._sized = resized(self.manifest, samples)
             self._ledger.reset()
             parts = (self._engines[graph.name] for graph in self.manifest.graphs)
-            for engine in {id(engine): engine for engine in (*parts, *self._runners())}.values():
+            running = (engine for _, engine in self._bound)
+            for engine in {id(engine): engine for engine in (*parts, *running)}.values():
                 if not isinstance(engine, Resizable):
                     raise EngineError("the bundle's engines serve one batch size only")
                 engine.resize(self._sized)
             self._start_feeds()
         return self._sized
-
-    def _runners(self) -> Iterator[Engine]:
-        return (engine for _, engine in self._bound)
 
     def _run(
         self, k: int, call: str, arrays: Mapping[str, Array], *, same_prompt: bool = False
@@ -319,9 +317,3 @@ class Bundle:
         if sized.equal_halves:
             check_equal_halves(sized, checked)
         return checked
-
-
-def _load(
-    backend: Backend, root: Path, weights: Mapping[str, Array], manifest: Manifest
-) -> Mapping[str, Engine]:
-    return backend.load(root, manifest, weights)

@@ -22,7 +22,7 @@ from ditc.passes.graphs import shape_of, weight
 from ditc.passes.pieces import Pieces, SitePieces
 from ditc.runtime import Bundle
 from ditc.runtime.errors import DitcError, LoweringError, PassError
-from ditc.runtime.ort import CPU
+from ditc.runtime.ort_checks import CPU
 
 from .latencies import Latencies, SiteLatency
 from .models import load_recording, parse_call
