@@ -5,8 +5,7 @@ from collections import Counter
 import pytest
 import torch
 
-from ditc.export import tile_blocks
-from ditc.export.blocks import blocked_window_attention
+from ditc.export.blocks import MOST_SCORES, blocked_window_attention
 from ditc.export.tile_blocks import blocked_tile_attention
 from ditc.passes import TileWindow, Window, tiled_attention
 from ditc.runtime.errors import LoweringError, PlanError
@@ -63,22 +62,24 @@ def test_the_default_scale_and_half_precision() -> None:
     assert torch.equal(found, tiled_attention(query, key, value, window, scale=1 / 3))
 
 
-def test_many_scores_attend_in_several_calls(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tile_blocks, "MOST_SCORES", 2 * 3 * 4 * 36 * 15)  # of 15 of 64 tiles
+def test_many_scores_attend_in_several_calls() -> None:
+    most = 2 * 3 * 4 * 36 * 15  # of 15 of 64 tiles
     window = TileWindow((16, 16), (2, 2), (1, 1))
     query, key, value = noise(3, 2, 3, 256, 2)
-    found = blocked_tile_attention(query, key, value, window, (0, 0), 0.3)
+    found = blocked_tile_attention(query, key, value, window, (0, 0), 0.3, most)
     expected = tiled_attention(query, key, value, window, scale=0.3)
     assert (found - expected).abs().max() <= 2e-6
-    assert operators(window, (2, 3, 256, 2))[aten.scaled_dot_product_attention.default] == 5
+    assert operators(window, (2, 3, 256, 2), most)[aten.scaled_dot_product_attention.default] == 5
 
 
-def operators(window: TileWindow | Window, shape: tuple[int, ...]) -> Counter[object]:
+def operators(
+    window: TileWindow | Window, shape: tuple[int, ...], most: int = MOST_SCORES
+) -> Counter[object]:
     """Return how often each operator stands in the blocked form."""
 
     def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
         if isinstance(window, TileWindow):
-            return blocked_tile_attention(query, key, value, window, (0, 0), 0.3)
+            return blocked_tile_attention(query, key, value, window, (0, 0), 0.3, most)
         return blocked_window_attention(query, key, value, window, 0.3)
 
     traced = torch.export.export(_Module(attend), (torch.empty(shape),) * 3, strict=False)
