@@ -50,7 +50,7 @@ def test_gif(fps: int, duration: int, tmp_path: Path) -> None:
 
 def test_mp4(tmp_path: Path) -> None:
     """Odd sizes too, which H.264 doesn't know."""
-    ffmpeg = pytest.importorskip("imageio_ffmpeg").get_ffmpeg_exe()
+    ffmpeg = pytest.importorskip("imageio_ffmpeg", reason="waits for ditc[video]").get_ffmpeg_exe()
     video, out = squares(1, 5, 33, 51), tmp_path / "out.mp4"
     check_writer(out)
     save_video(video, out, 10)
@@ -66,7 +66,7 @@ def test_mp4(tmp_path: Path) -> None:
 
 
 def test_an_mp4_that_cannot_be_written(tmp_path: Path) -> None:
-    pytest.importorskip("imageio_ffmpeg")
+    pytest.importorskip("imageio_ffmpeg", reason="waits for ditc[video]")
     with pytest.raises(OSError, match="No such file or directory"):
         save_video(squares(1, 2, 4, 4), tmp_path / "missing" / "out.mp4", 10)
 
