@@ -32,7 +32,7 @@ MOST_BLOCKS = 64
 MOST_SCORES = 2**25
 """Scores that one call may hold; beyond that memory grows and nothing gets faster."""
 ROW_GROUP = 16
-SMALLEST, LARGEST = 32, 256
+SMALLEST, LARGEST = 32, 208
 
 
 @dataclass(frozen=True)
@@ -59,11 +59,11 @@ def query_block(tokens: int, window: Window) -> int:
 
     A block of b queries touches b + 2 radius keys, so a small block wastes few pairs; but keys are
     copied for each block and packed for each product, which costs as much as some more queries.
-    On ONNX Runtime's CPU provider half the radius is best, within 32 and 256 (radii of 32, 128
-    and 512 tokens; a quarter to a third slower at four times that). Then: no more than 64 blocks
-    a site, to keep graphs small; even blocks, so that the last is no crumb; and whole blocks of
-    the window, of which a single one needs no mask and is taken where it is at least half as
-    large.
+    On ONNX Runtime's CPU provider half the radius is best, within 32 and 208 (radii of 32, 128,
+    512 and 1024 tokens; a quarter to a third slower at four times that). Then: no more than 64
+    blocks a site, to keep graphs small; even blocks, so that the last is no crumb; and whole
+    blocks of the window, of which a single one needs no mask and is taken where it is at least
+    half as large.
 
     Args:
         tokens: length of the sequence, at least 1.

@@ -201,6 +201,11 @@ def markdown(rows: Sequence[Row]) -> Iterator[str]:
         )
 
 
+def _write(place: Path, rows: Sequence[Row]) -> None:
+    text = json.dumps([asdict(row) for row in rows], indent=1)
+    place.write_text(text + "\n", encoding="utf-8")
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return 0, or 1 with one line on stderr where the input is at fault."""
     parser = argparse.ArgumentParser(
@@ -211,7 +216,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     known = ",".join(SEARCHES)
     parser.add_argument("--searches", default=known, help=f"with commas between ({known})")
     parser.add_argument("--rounds", type=int, default=9, help="of timing (9)")
-    parser.add_argument("--json", type=Path, help="file to write the rows to as well")
+    parser.add_argument("--json", type=Path, help="file to keep the rows in, after each")
     options = parser.parse_args(arguments)
     rows: list[Row] = []
     try:
@@ -225,13 +230,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             with progress("plans", len(wanted)) as advance:
                 for search, threshold in wanted:
                     rows.append(bench.row(search, threshold))
+                    if options.json is not None:
+                        _write(options.json, rows)
                     advance()
     except (DitcError, ValueError) as error:
         sys.stderr.write(f"error: {error}\n")
         return 1
-    if options.json is not None:
-        text = json.dumps([asdict(row) for row in rows], indent=1)
-        options.json.write_text(text + "\n", encoding="utf-8")
     sys.stdout.write("\n".join(markdown(rows)) + "\n")
     sys.stdout.write(f"largest difference from PyTorch: {max(row.parity for row in rows):.1e}\n")
     return 0
