@@ -13,11 +13,12 @@ from ditc.runtime.errors import CaptureError, LoweringError
 from .blocks import MOST_SCORES
 from .building import Job
 from .cache import key_of
-from .generalising import generalised
+from .generalising import generalised, input_shapes
 from .lowered import Lowered
 from .onnx import lower
 from .parts import ALL_STEPS, part_jobs
 from .specialising import Specialisation
+from .tensorrt import Shape
 
 __all__ = ["Batches", "batches_of", "dynamic_info", "lower_range", "range_parts"]
 
@@ -32,12 +33,22 @@ class Batches:
     Attributes:
         least: samples at least.
         most: samples at most.
+        captured: samples that the program was captured with.
         traced: the schedule for each number of samples that graphs are lowered at.
     """
 
     least: int
     most: int
+    captured: int
     traced: tuple[Schedule, Schedule]
+
+    def shapes(self, graph: bytes) -> dict[str, tuple[Shape, Shape, Shape]]:
+        """Return the shapes of a graph's inputs that hold the batch: least, usual and largest."""
+        halves = 2 if in_batch(self.traced[0].program.cfg) else 1
+        least, usual, most = (
+            input_shapes(graph, halves, count) for count in (self.least, self.captured, self.most)
+        )
+        return {name: (least[name], usual[name], most[name]) for name in usual}
 
     def buckets(self, name: str) -> tuple[Bucket, Bucket]:
         """Return a bucket at both numbers of samples."""
@@ -51,7 +62,6 @@ def batches_of(
     sched: Schedule,
     dynamic: Mapping[str, tuple[int, int]] | None,
     special: Specialisation,
-    target: str = "onnx",
 ) -> Batches | None:
     """Return the batch sizes that `dynamic` asks for, None where it asks for none.
 
@@ -59,7 +69,6 @@ def batches_of(
         sched: for the program as captured.
         dynamic: `{"batch": (least, most)}`.
         special: what is done to programs before they are lowered, as it is to that one.
-        target: that the schedule is compiled for.
 
     Raises:
         LoweringError: if it names anything but `batch`, is no range, or leaves out the samples
@@ -71,11 +80,6 @@ def batches_of(
         name = sorted(set(dynamic) - {"batch"})[0]
         raise LoweringError(
             f"dynamic: {name!r} can't vary, only 'batch' can: compile resolutions as variants"
-        )
-    if target != "onnx":
-        raise LoweringError(
-            f"dynamic: engines of target {target} have one batch size: compile for target onnx, or "
-            "a bundle for each size"
         )
     least, most = dynamic["batch"]
     if not 1 <= least <= most <= MAX_BATCH:
@@ -93,7 +97,7 @@ def batches_of(
     except CaptureError as error:
         raise LoweringError(f"dynamic: the batch can't vary: {error}") from error
     programs = [special.of(found, sched.program) for found in programs]
-    return Batches(least, most, (sched.on(programs[0]), sched.on(programs[1])))
+    return Batches(least, most, samples, (sched.on(programs[0]), sched.on(programs[1])))
 
 
 def _resized(program: Program, samples: int) -> Program:

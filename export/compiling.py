@@ -130,11 +130,6 @@ def compile(  # noqa: A001 (the contract's name)
     wanted = parse_target(target)
     check_choice("weights", weights, WEIGHTS_MODES)
     library = None if wanted.library is None else find_library(wanted)
-    if library is not None and dynamic is not None:
-        raise LoweringError(
-            f"target {wanted}: its engines serve one batch size: leave dynamic out, or compile "
-            "with target='onnx'"
-        )
     check_choice("precision", precision, PRECISIONS)
     sched = sched.on(in_precision(sched.program, precision, calibration, log or _ignore))
     check_scheduler(sched.plan, sampler)
@@ -144,7 +139,7 @@ def compile(  # noqa: A001 (the contract's name)
         check_variance(sched.program, table)
     pictures = _pictures(decoder, sched.program)
     special = Specialisation(sched.steps, fold_halves, fuse_guidance, prologue)
-    batches = batches_of(sched, dynamic, special, wanted.name)
+    batches = batches_of(sched, dynamic, special)
     sched = sched.on(special.of(sched.program))
     place = Path(out_dir)
     kept = EngineCache(default_cache() if cache is None else Path(cache))
@@ -176,6 +171,7 @@ def compile(  # noqa: A001 (the contract's name)
                 weights,
                 log or _ignore,
                 progress or _ignore,
+                batches,
             )
         sched.plan.save(folder / PLAN_FILE)
         save_file(_conditioning(sched.program), folder / CONDITIONING_FILE)

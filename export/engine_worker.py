@@ -28,6 +28,7 @@ PARENT_DIED = 1
 """`PR_SET_PDEATHSIG` of prctl(2)."""
 NO_KERNEL = ("is_decomposable()", "dedicated kernel")
 """What the library says where an attention that may not be decomposed has no kernel."""
+ANY_BATCH = 2
 SHORT = {"FLOAT": "fp32", "HALF": "fp16", "BF16": "bf16"}
 
 
@@ -79,6 +80,8 @@ class _Library:
         """Build a network, write its plan if the job names a file, and return its bytes."""
         self.errors.clear()
         config = self._config()
+        if self.job["shapes"]:
+            config.add_optimization_profile(self._profile())
         plan = self.builder.build_serialized_network(network, config)
         self._keep_timings(config)
         if plan is None:
@@ -102,6 +105,13 @@ class _Library:
             known = path.read_bytes() if path.exists() else b""
             config.set_timing_cache(config.create_timing_cache(known), False)
         return config
+
+    def _profile(self) -> Any:
+        """Return the shapes that inputs of several sizes may have."""
+        profile = self.builder.create_optimization_profile()
+        for name, (least, usual, most) in self.job["shapes"].items():
+            profile.set_shape(name, least, usual, most)
+        return profile
 
     def _keep_timings(self, config: Any) -> None:
         """Write the timing cache back, whole or not at all."""
@@ -154,7 +164,7 @@ def _probe(job: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     inputs = [
         None
         if entry is None
-        else network.add_input(f"x{n}", library.trt.DataType[entry[0]], entry[1])
+        else network.add_input(f"x{n}", library.trt.DataType[entry[0]], _fixed(entry[1]))
         for n, entry in enumerate(job["form"])
     ]
     kind = library.trt.AttentionNormalizationOp.SOFTMAX
@@ -163,6 +173,11 @@ def _probe(job: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         attention.mask = inputs[3]
     network.mark_output(attention.get_output(0))
     yield {"bytes": library.write_plan(network)}
+
+
+def _fixed(shape: Sequence[int]) -> list[int]:
+    """Return a shape of one size: kernels don't depend on the batch, the only axis that varies."""
+    return [ANY_BATCH if size < 0 else size for size in shape]
 
 
 def _attempt(job: Mapping[str, Any], **more: object) -> dict[str, Any]:
@@ -201,7 +216,7 @@ def _without_kernel(job: Mapping[str, Any], forms: Mapping[str, Any]) -> list[st
     for form in forms.values():
         key = json.dumps(form)
         if key not in known:
-            known[key] = "error" not in _attempt(job, form=form, plan=os.devnull)
+            known[key] = "error" not in _attempt(job, form=form, plan=os.devnull, shapes={})
     return [name for name, form in forms.items() if not known[json.dumps(form)]]
 
 

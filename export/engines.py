@@ -3,11 +3,13 @@
 import hashlib
 import lzma
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from ditc.runtime.engine_info import COMPRESSION, EngineInfo
 from ditc.runtime.files import SOURCES_FILE, WEIGHTS_FILE
 
+from .batching import Batches
 from .cache import EngineCache
 from .engine_file import EngineFile
 from .lowered import Lowered
@@ -36,6 +38,7 @@ def write_engines(
     weights: str,
     log: Callable[[str], object],
     progress: Callable[[], object],
+    batches: Batches | None = None,
 ) -> EngineInfo:
     """Build an engine of every bucket and write it into a bundle's folder.
 
@@ -52,6 +55,7 @@ def write_engines(
         weights: `inputs` or `baked`.
         log: told, a line each, what was built, and which sites have no dedicated kernel.
         progress: called after each engine.
+        batches: the sizes that engines serve; one size if None.
 
     Raises:
         LoweringError: naming the bucket, if an engine can't be built.
@@ -67,7 +71,10 @@ def write_engines(
         progress()
 
     make = _baking if baked else _taking
-    jobs = [make(folder, name, graph, placed) for name, graph in lowered.items()]
+    made = [make(folder, name, graph, placed) for name, graph in lowered.items()]
+    jobs = [
+        job if batches is None else replace(job, shapes=batches.shapes(job.graph)) for job in made
+    ]
     engines = build_engines(library, jobs, cache, workers, done)
     for job in jobs:
         if job.file is not None:

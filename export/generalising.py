@@ -18,7 +18,7 @@ from ditc.runtime.errors import LoweringError
 from .lowered import Lowered
 from .tensors import constant_name
 
-__all__ = ["generalised"]
+__all__ = ["generalised", "input_shapes"]
 
 ROWS = "batch"
 """Name of the axis that holds the batch, of both halves under guidance, in graphs."""
@@ -258,6 +258,29 @@ class _Merging:
             f"{self.where}: operator {node.name} ({node.op_type}) takes a constant that isn't "
             "linear in the samples: compile a bundle for each batch size"
         )
+
+
+def input_shapes(graph: bytes, halves: int, samples: int) -> dict[str, tuple[int, ...]]:
+    """Return the shapes, at a number of samples, of a graph's inputs that hold the batch.
+
+    Args:
+        graph: serialised model, as `generalised` returns.
+        halves: rows of the batch a sample.
+        samples: how many.
+    """
+    found = {}
+    for value in onnx.ModelProto.FromString(graph).graph.input:
+        dims = value.type.tensor_type.shape.dim
+        if any(dim.dim_param for dim in dims):
+            found[value.name] = tuple(
+                dim.dim_value or samples * _rows(dim.dim_param, halves) for dim in dims
+            )
+    return found
+
+
+def _rows(name: str, halves: int) -> int:
+    """Return how many rows a sample has on an axis that `_name_axis` named."""
+    return halves if name == ROWS else int(name.removeprefix(f"{ROWS}_x").partition("_")[0])
 
 
 def _name_axis(value: onnx.ValueInfoProto, axis: int, rows: int, halves: int) -> None:

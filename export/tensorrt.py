@@ -16,8 +16,9 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeAlias
 
 from ditc.runtime.errors import LoweringError
 from ditc.runtime.targets import Target
@@ -26,8 +27,9 @@ from .cache import EngineCache
 from .engine_file import EngineFile
 from .write_out_attention import write_out_attention
 
-__all__ = ["EngineJob", "Library", "build_engines", "decomposed_sites", "find_library"]
+__all__ = ["EngineJob", "Library", "Shape", "build_engines", "decomposed_sites", "find_library"]
 
+Shape: TypeAlias = tuple[int, ...]
 WORKER = Path(__file__).with_name("engine_worker.py")
 EXTRAS = {"tensorrt_rtx": "rtx", "tensorrt": "tensorrt"}
 POLL_SECONDS = 0.02
@@ -59,12 +61,14 @@ class EngineJob:
         graph: serialised ONNX, weights being inputs.
         digest: of everything else it is made from, as baked weights; empty if there is nothing.
         file: the same graph as a file, beside the weights that it bakes; None to use `graph`.
+        shapes: least, usual and largest shape of each input that isn't of one size.
     """
 
     name: str
     graph: bytes
     digest: str = ""
     file: Path | None = None
+    shapes: Mapping[str, tuple[Shape, Shape, Shape]] = field(default_factory=dict)
 
 
 def find_library(target: Target, refit: bool = False) -> Library:
@@ -155,7 +159,7 @@ def decomposed_sites(engines: Mapping[str, EngineFile]) -> dict[str, str]:
 
 def _key(library: Library, job: EngineJob) -> str:
     found = hashlib.sha256(WORKER.read_bytes())
-    for part in (library, job.digest, hashlib.sha256(job.graph).hexdigest()):
+    for part in (library, job.digest, job.shapes, hashlib.sha256(job.graph).hexdigest()):
         found.update(f"{part}\n".encode())
     return found.hexdigest()
 
@@ -216,6 +220,7 @@ def _start(
         "written_out": str(written_out),
         "plan": str(place / "plan"),
         "result": str(place / "result.json"),
+        "shapes": job.shapes,
         "parent": os.getpid(),
     }
     (place / "job.json").write_text(json.dumps(record), encoding="utf-8")

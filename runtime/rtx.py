@@ -13,6 +13,7 @@ from typing import TypeAlias
 
 import numpy as np
 
+from .batches import resized
 from .cuda import Device, open_device
 from .dtypes import array_dtype
 from .engine import Array
@@ -59,11 +60,12 @@ class TensorRtBackend:
         loaded = {graph.name: library.load(root, graph) for graph in manifest.graphs}
         for engine in loaded.values():
             engine.check(manifest)
+        largest = resized(manifest, manifest.batches[1])
         values: dict[str, int] = {}
         for engine in loaded.values():
-            for name, nbytes in engine.value_bytes.items():
+            for name, nbytes in engine.value_bytes(largest).items():
                 values[name] = max(nbytes, values.get(name, 0))
-        placed = place(device, manifest, weights, values)
+        placed = place(device, largest, weights, values)
         scratch = max(engine.scratch_bytes for engine in loaded.values())
         room = device.allocate(scratch, "activations")
         shared = _Shared(manifest, device, placed, (room, scratch), self.cuda_graphs)
@@ -101,11 +103,20 @@ class TensorRtEngine:
         self, shared: _Shared, graph: Graph, loaded: Loaded, slots: Mapping[str, SlotInfo]
     ) -> None:
         self._shared, self._graph, self._loaded = shared, graph, loaded
-        self._outputs = shared.manifest.outputs_of(graph)
-        held = {name: shared.addresses[slot.name] for name, slot in slots.items()}
+        self._slots = {name: slot.name for name, slot in slots.items()}
+        held = {name: shared.addresses[slot] for name, slot in self._slots.items()}
         self._context = loaded.context({**shared.addresses, **held}, shared.scratch)
-        self._launch = self._enqueue
         self._record_at = 1 if shared.cuda_graphs else None
+        self.resize(shared.manifest)
+
+    def resize(self, sized: Manifest) -> None:
+        """Take the shapes of another number of samples; see `Resizable.resize`."""
+        graph = next(graph for graph in sized.graphs if graph.name == self._graph.name)
+        self._outputs = sized.outputs_of(graph)
+        shapes = {slot.name: slot.shape for slot in sized.slots}
+        for name in self._loaded.ranged & set(graph.reads):
+            self._context.set_shape(name, shapes[self._slots[name]])
+        self._launch = self._enqueue
         self._runs = 0
 
     @property
@@ -128,6 +139,8 @@ class TensorRtEngine:
         try:
             for name, array in arrays.items():
                 device.upload(addresses[name], array)
+                if name in self._loaded.ranged:
+                    self._context.set_shape(name, array.shape)
             if self._runs == self._record_at:  # the first run prepares what a graph can't hold
                 self._launch = device.record(self._enqueue)
             self._launch()

@@ -32,6 +32,8 @@ DTYPES = {
 """Of the library's data types, by their names."""
 SIZES = {name: int(re.sub(r"\D", "", name) or 8) // 8 for name in DTYPES.values()}
 """Bytes of each; a `bool` takes one."""
+ANY_SIZE = -1
+"""How the library tells of an axis that isn't of one size."""
 _INPUT, _OUTPUT = "input", "output"
 MAJORS = range(11, 20)
 """Of CUDA, after which the library's packages are named."""
@@ -148,11 +150,30 @@ class Loaded:
         return int(self._engine.device_memory_size_v2)
 
     @property
-    def value_bytes(self) -> dict[str, int]:
-        """Bytes of each input and output by name, weights and slots aside."""
+    def ranged(self) -> frozenset[str]:
+        """Inputs that may be of several sizes, by name."""
+        return frozenset(
+            name
+            for name in self._names
+            if self._mode(name) == _INPUT and ANY_SIZE in self._kind(name)[0]
+        )
+
+    def value_bytes(self, largest: Manifest) -> dict[str, int]:
+        """Return the bytes of each input and output by name, weights and slots aside.
+
+        Args:
+            largest: the manifest at the most samples that the bundle serves.
+        """
         held = {*self._graph.weights, *self._graph.reads, *self._graph.writes}
-        kinds = {name: self._kind(name) for name in self._names if name not in held}
-        return {name: math.prod(shape) * SIZES[dtype] for name, (shape, dtype) in kinds.items()}
+        given = {info.name: info.shape for info in largest.outputs_of(self._graph)}
+        found = {}
+        for name in self._names:
+            shape, dtype = self._kind(name)
+            if name in self.ranged:
+                shape = tuple(self._engine.get_tensor_profile_shape(name, 0)[-1])
+            if name not in held:
+                found[name] = math.prod(given.get(name, shape)) * SIZES[dtype]
+        return found
 
     def check(self, manifest: Manifest) -> None:
         """Check that the engine takes and gives what the manifest says.
@@ -172,7 +193,7 @@ class Loaded:
         kinds |= {n: (i.shape, i.dtype) for n, i in manifest.slots_of(self._graph.name).items()}
         kinds |= {i.name: (i.shape, i.dtype) for i in manifest.outputs_of(self._graph)}
         for name in found.keys() & kinds.keys():
-            if self._kind(name) != kinds[name]:
+            if not self._fits(name, kinds[name], manifest.dynamic is not None):
                 (shape, dtype), (known, wanted) = self._kind(name), kinds[name]
                 told = f"is {dtype} {list(shape)}, expected {wanted} {list(known)}"
                 raise self._unlike(repr(name), told)
@@ -216,6 +237,14 @@ class Loaded:
         dtype = self._engine.get_tensor_dtype(name).name
         return tuple(self._engine.get_tensor_shape(name)), DTYPES.get(dtype, dtype)
 
+    def _fits(self, name: str, wanted: tuple[tuple[int, ...], str], ranged: bool) -> bool:
+        (shape, dtype), (known, kind) = self._kind(name), wanted
+        return (
+            dtype == kind
+            and len(shape) == len(known)
+            and all(a == b or (ranged and a == ANY_SIZE) for a, b in zip(shape, known, strict=True))
+        )
+
     def _unlike(self, what: str, how: str) -> BundleError:
         return BundleError(
             f"bucket {self._graph.name!r}: {self._graph.graph} doesn't fit the manifest: {what} "
@@ -230,6 +259,17 @@ class Context:
         self._loaded = loaded  # the context refers to its engine without owning it
         self._library = library
         self._context: Any = context
+
+    def set_shape(self, name: str, shape: tuple[int, ...]) -> None:
+        """Tell the shape of an input that may be of several sizes.
+
+        Raises:
+            EngineError: if the engine doesn't serve it.
+        """
+        if not self._context.set_input_shape(name, shape):
+            raise EngineError(
+                f"the engine takes no {name!r} of {list(shape)}: {self._library.reason()}"
+            )
 
     def enqueue(self, stream: int) -> None:
         """Put one run on a stream.

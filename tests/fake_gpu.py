@@ -15,6 +15,7 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 
+from ditc.export.generalising import input_shapes
 from ditc.export.weight_inputs import with_weight_inputs
 from ditc.runtime.engine import Array
 from ditc.runtime.engine_info import EngineInfo
@@ -25,6 +26,8 @@ from ditc.runtime.prologue import PrologueInfo
 from .bundles import info_of
 
 STREAM = 4711
+MOST_SAMPLES = 5
+"""That engines of several sizes serve."""
 NAMES = {1: "FLOAT", 10: "HALF", 7: "INT64", 6: "INT32", 9: "BOOL"}
 DTYPES = {1: np.float32, 10: np.float16, 7: np.int64, 6: np.int32, 9: np.bool_}
 INFO = EngineInfo("tensorrt_rtx", "1.7.1.116", ("sm89", "sm120"), "inputs", "xz")
@@ -91,6 +94,7 @@ class FakeEngine:
     """An ONNX graph as an engine."""
 
     def __init__(self, raw: bytes, device: FakeDevice, scratch: int) -> None:
+        self.raw, self.halves = raw, 2
         model = onnx.ModelProto.FromString(raw)
         self.device, self.device_memory_size_v2 = device, scratch
         self.session = ort.InferenceSession(raw, providers=["CPUExecutionProvider"])
@@ -107,7 +111,15 @@ class FakeEngine:
         return "INPUT" if name in self.inputs else "OUTPUT"
 
     def get_tensor_shape(self, name: str) -> tuple[int, ...]:
-        return tuple(axis.dim_value for axis in self.tensors[name].type.tensor_type.shape.dim)
+        axes = self.tensors[name].type.tensor_type.shape.dim
+        return tuple(-1 if axis.dim_param else axis.dim_value for axis in axes)
+
+    def get_tensor_profile_shape(self, name: str, profile: int) -> tuple[tuple[int, ...], ...]:
+        assert profile == 0
+        assert name in self.inputs
+        return tuple(
+            input_shapes(self.raw, self.halves, count)[name] for count in (1, 2, MOST_SAMPLES)
+        )
 
     def get_tensor_dtype(self, name: str) -> SimpleNamespace:
         return SimpleNamespace(name=NAMES[self.tensors[name].type.tensor_type.elem_type])
@@ -123,6 +135,7 @@ class FakeContext:
     def __init__(self, engine: FakeEngine) -> None:
         self.engine, self.addresses = engine, {}
         self.scratch: tuple[int, int] | None = None
+        self.shapes = {name: engine.get_tensor_shape(name) for name in engine.tensors}
 
     def set_device_memory(self, address: int, nbytes: int) -> None:
         assert nbytes >= self.engine.device_memory_size_v2
@@ -133,6 +146,13 @@ class FakeContext:
         self.addresses[name] = address
         return True
 
+    def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
+        least, _, most = self.engine.get_tensor_profile_shape(name, 0)
+        if not all(a <= b <= c for a, b, c in zip(least, shape, most, strict=True)):
+            return False
+        self.shapes[name] = shape
+        return True
+
     def execute_async_v3(self, stream: int) -> bool:
         assert stream == STREAM
         assert self.scratch is not None
@@ -140,14 +160,13 @@ class FakeContext:
         return True
 
     def _compute(self) -> None:
-        given = {name: self._view(name).copy() for name in self.engine.inputs}
+        given = {name: self._view(name, self.shapes[name]).copy() for name in self.engine.inputs}
         names = list(self.engine.outputs)
         for name, value in zip(names, self.engine.session.run(names, given), strict=True):
-            self._view(name)[...] = value
+            self._view(name, value.shape)[...] = value
 
-    def _view(self, name: str) -> Array:
+    def _view(self, name: str, shape: tuple[int, ...]) -> Array:
         kind = self.engine.tensors[name].type.tensor_type
-        shape = self.engine.get_tensor_shape(name)
         dtype = np.dtype(DTYPES[kind.elem_type])
         size = int(np.prod(shape)) * dtype.itemsize
         raw = (ctypes.c_uint8 * size).from_address(self.addresses[name])

@@ -13,8 +13,6 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from ditc.export import compile as compile_bundle
-from ditc.export.batching import batches_of
-from ditc.export.specialising import Specialisation
 from ditc.passes import TorchSession, Window, capture, schedule
 from ditc.runtime import Bundle
 from ditc.runtime.batches import resized
@@ -258,13 +256,6 @@ def test_ranges_that_cannot_be(
     sched = schedule(program, planned(program, "full"))
     act = lambda: compile_bundle(sched, tmp_path / "b", dynamic=dynamic)  # noqa: E731
     assert told in refused(LoweringError, tmp_path, act)
-
-
-def test_engines_have_one_size() -> None:
-    program = sample("small", "cond-first").program
-    sched = schedule(program, planned(program, "full"))
-    with pytest.raises(LoweringError, match="engines of target tensorrt-rtx have one batch size"):
-        batches_of(sched, {"batch": (1, 4)}, Specialisation(1, False, False, False), "tensorrt-rtx")
 
 
 @pytest.mark.parametrize(

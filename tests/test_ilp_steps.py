@@ -8,7 +8,8 @@ import torch
 
 from ditc.passes import Method
 from ditc.runtime.errors import PlanError
-from ditc.tools.ilp_steps import Choice, choose, squared_error
+from ditc.tools.decisions import squared_error
+from ditc.tools.ilp_steps import Choice, choose
 from ditc.tools.search import find
 from ditc.tools.space import space_of
 

@@ -13,9 +13,8 @@ from .samples import Sample, sample
 
 
 def loss_of(reference: torch.Tensor, output: torch.Tensor) -> float:
-    first, second = reference.numpy(), output.numpy()
-    size = np.maximum(np.abs(first), np.abs(second)) + 1e-6
-    return float(np.mean(np.clip(np.abs(first - second) / size, 0, 10)))
+    exact, found = reference.numpy().astype(np.float64), output.numpy().astype(np.float64)
+    return float(np.sum((found - exact) ** 2) / (exact.size * np.var(exact)))
 
 
 def plain_local(model: Sample, threshold: float, seed: int) -> Cells:

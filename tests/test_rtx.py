@@ -1,5 +1,6 @@
 """Engines on a GPU in host memory: the numbers of ONNX Runtime, and what is refused."""
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 
 from ditc.runtime import Bundle
+from ditc.runtime.batches import resized
 from ditc.runtime.errors import BundleError, DitcError, EngineError
 from ditc.runtime.manifest import MANIFEST_FILE, Manifest
 from ditc.runtime.rtx import TensorRtBackend
@@ -16,8 +18,9 @@ from ditc.tools.cli import main
 
 from .bundles import write_manifest
 from .compiled import arrays, sampling_bundle, small_bundle
-from .fake_gpu import INFO, FakeDevice, engine_bundle, fake_tensorrt
+from .fake_gpu import INFO, MOST_SAMPLES, FakeDevice, engine_bundle, fake_tensorrt
 from .samples import sample
+from .test_batching import ranged
 
 
 def opened(
@@ -41,6 +44,32 @@ def test_steps_are_those_of_onnx_runtime(tmp_path: Path, cuda_graphs: bool) -> N
             found, expected = bundle.step(step, **given), reference.step(step, **given)
             np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
     assert device.launches == (8 if cuda_graphs else 0)
+
+
+@pytest.mark.parametrize("cuda_graphs", [False, True])
+def test_batch_sizes_are_those_of_onnx_runtime(tmp_path: Path, cuda_graphs: bool) -> None:
+    """From one size to the next and back, slots and recorded graphs with it."""
+    source = ranged("fused-qkv", "cond-first")
+    device = FakeDevice()
+    bundle = opened(engine_bundle(source, tmp_path / "b"), device, cuda_graphs=cuda_graphs)
+    reference = Bundle.open(source, threads=1)
+    draw = np.random.default_rng(11)
+    for samples in (2, 1, MOST_SAMPLES, 3, 1):
+        for step in range(6):
+            given = {
+                info.name: draw.standard_normal(info.shape).astype(np.float32)
+                for info in resized(bundle.manifest, samples).inputs
+            }
+            found, expected = bundle.step(step, **given), reference.step(step, **given)
+            assert found.shape[0] == 2 * samples
+            np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
+    largest = resized(bundle.manifest, MOST_SAMPLES)
+    assert device.allocated["slots"] >= sum(largest.storage_bytes.values())
+    assert device.allocated["inputs and outputs"] >= sum(
+        4 * math.prod(info.shape) for info in largest.inputs
+    )
+    told = refused(EngineError, lambda: bundle.step(0, **{n: a[:0] for n, a in given.items()}))
+    assert "samples" in told
 
 
 def test_a_generation_with_a_prologue(tmp_path: Path) -> None:

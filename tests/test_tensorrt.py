@@ -164,16 +164,18 @@ def test_libraries_and_gpus_that_are_not_there() -> None:
 
 
 @needs_rtx
-def test_engines_serve_one_batch_size(tmp_path: Path) -> None:
-    with pytest.raises(LoweringError) as caught:
-        compile_bundle(
-            small_schedule(), tmp_path / "b", target="tensorrt-rtx:sm89", dynamic={"batch": (1, 4)}
-        )
-    assert str(caught.value) == (
-        "target tensorrt-rtx:sm89: its engines serve one batch size: leave dynamic out, or compile "
-        "with target='onnx'"
+def test_engines_of_several_batch_sizes(tmp_path: Path) -> None:
+    """Built for 1 to 4 samples, both halves of each; attention has its kernel all the same."""
+    model = engines.program(torch.float16)
+    sched = schedule(model, planned(model, "full", "wa-rs", "wa-rs+asc", "ast", window=Window(40)))
+    place = compile_bundle(
+        sched, tmp_path / "b", "tensorrt-rtx:sm89", "fp16", dynamic={"batch": (1, 4)}
     )
-    assert not list(tmp_path.iterdir())
+    manifest = Manifest.from_json((place / "manifest.json").read_text())
+    assert manifest.batches == (1, 4)
+    assert manifest.samples == engines.BATCH // 2
+    assert manifest.engine is not None
+    assert manifest.engine.decomposed == {}
 
 
 @needs_rtx

@@ -39,7 +39,7 @@ def add_search_options(parser: argparse.ArgumentParser) -> None:
         default="greedy",
         help="greedy: by the whole model's output, about a run of the model a candidate; local: by "
         "the site's own output, about one run a step, blind to what later layers make of an error; "
-        "ilp: at the site too, all sites of a step at once, about two runs a step; its δ is of "
+        "ilp: at the site too, all sites of a step at once, about two runs a step; δ of both is of "
         "squared errors (greedy)",
     )
     add_window_option(parser, "band")

@@ -15,26 +15,20 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
-import torch
-from torch.utils import _pytree as pytree
 
 from ditc.export import compile as compile_bundle
-from ditc.passes import Plan, Schedule, TorchSession, schedule
+from ditc.passes import Plan, Schedule, schedule
 from ditc.runtime import Bundle
 from ditc.runtime.errors import DitcError
 from ditc.runtime.files import WEIGHTS_FILE
 
-from .demo import GUIDANCE_SCALE
-from .glyphs import CLASSES, NULL_CLASS
+from .demo_runs import images_of, steps_beside_torch
+from .glyphs import CLASSES
 from .models import DEMO_PLAN, demo_recording
 from .quality import closeness
 from .timing import in_turn
-from .trajectory import Trajectory
 
 __all__ = ["Comparison", "compare", "main"]
-
-Images = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -85,8 +79,8 @@ def compare(
         place = compile_bundle(sched, folder / name, precision=name, sampler=recording.scheduler)
         bundles[name] = Bundle.open(place)
     full, half = bundles["fp32"], bundles[precision]
-    images = {name: _images(bundle, classes) for name, bundle in bundles.items()}
-    timed = {name: partial(_images, bundle, 1) for name, bundle in bundles.items()}
+    images = {name: images_of(bundle, classes) for name, bundle in bundles.items()}
+    timed = {name: partial(images_of, bundle, 1) for name, bundle in bundles.items()}
     taken = in_turn(timed, rounds)
     return Comparison(
         precision,
@@ -100,33 +94,11 @@ def compare(
     )
 
 
-def _images(bundle: Bundle, classes: int) -> Images:
-    made = [
-        bundle.generate(
-            seed=label,
-            guidance_scale=GUIDANCE_SCALE,
-            class_labels=np.array([label, NULL_CLASS]),
-        )
-        for label in range(classes)
-    ]
-    return np.concatenate(made)
-
-
 def _error(sched: Schedule, bundle: Bundle) -> float:
-    """Run all steps in PyTorch in fp32, and each in the engine on the same latents."""
-    assert bundle.manifest.sampler is not None
-    session = TorchSession(sched)
-    trajectory = Trajectory(sched.program, bundle.manifest.sampler, GUIDANCE_SCALE, seed=1)
-    worst = 0.0
-    for step in range(sched.steps):
-        inputs = trajectory.inputs(step)
-        expected = pytree.tree_leaves(session(step, **inputs))[0].numpy()
-        found = bundle.step(step, **{name: value.numpy() for name, value in inputs.items()})
-        assert isinstance(found, np.ndarray)
-        error = np.linalg.norm(found - expected) / np.linalg.norm(expected)
-        worst = max(worst, float(error))
-        trajectory.advance(step, torch.from_numpy(expected))
-    return worst
+    return max(
+        float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
+        for found, expected in steps_beside_torch(sched, bundle)
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -12,22 +12,23 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch.utils import _pytree as pytree
 
 from ditc.export import compile as compile_bundle
 from ditc.export import sampler_table
-from ditc.passes import Plan, Schedule, TorchSession, schedule, schedule_cost
+from ditc.passes import Plan, Schedule, schedule, schedule_cost
 from ditc.runtime import Bundle
 from ditc.runtime.errors import DitcError
 
 from .bench_sites import measure
 from .demo import CALIBRATION, GUIDANCE_SCALE, SEED, STEPS
-from .glyphs import CLASSES, NULL_CLASS, load_classifier, share_read
+from .demo_runs import image_of, images_of, steps_beside_torch
+from .glyphs import CLASSES, load_classifier, share_read
 from .latencies import Latencies
 from .models import demo_recording
 from .progress import progress
@@ -35,7 +36,6 @@ from .quality import closeness
 from .search import SEARCHES, find
 from .space import Space, space_of
 from .timing import in_turn
-from .trajectory import Trajectory
 
 __all__ = ["Row", "Skipped", "main", "markdown"]
 
@@ -103,7 +103,7 @@ class _Bench:
         self._skipped: dict[int, Skipped] = {}
         full = schedule(self._program, Plan.uniform(self._program, STEPS, "full"))
         self._plain = self._compiled(full, "plain")
-        self._images = _all_classes(self._plain)
+        self._images = images_of(self._plain)
 
     def row(self, search: str, threshold: float) -> Row:
         """Search a plan, compile it, run it."""
@@ -115,8 +115,12 @@ class _Bench:
         search_s = time.perf_counter() - started
         sched = schedule(self._program, found.plan)
         bundle = self._compiled(sched, f"{search}-{threshold:g}")
-        images = _all_classes(bundle)
-        taken = in_turn({"plain": _Generate(self._plain), "plan": _Generate(bundle)}, self._rounds)
+        images = images_of(bundle)
+        timed = {
+            name: partial(image_of, one, TIMED_CLASS)
+            for name, one in (("plain", self._plain), ("plan", bundle))
+        }
+        taken = in_turn(timed, self._rounds)
         speedup = taken["plan"].ratio_to(taken["plain"])
         cost = schedule_cost(sched)
         return Row(
@@ -135,7 +139,7 @@ class _Bench:
     def _at_fewer_steps(self, steps: int) -> Skipped:
         if steps not in self._skipped:
             sched = schedule(self._program, Plan.uniform(self._program, steps, "full"))
-            images = _all_classes(self._compiled(sched, f"steps-{steps}"))
+            images = images_of(self._compiled(sched, f"steps-{steps}"))
             ssim = closeness(images, self._images).ssim
             self._skipped[steps] = Skipped(steps, ssim, _accuracy(images))
         return self._skipped[steps]
@@ -149,40 +153,16 @@ def _space(latencies: Latencies) -> Space:
     return space_of(demo_recording(CALIBRATION).capture(), latencies=latencies)
 
 
-@dataclass(frozen=True)
-class _Generate:
-    bundle: Bundle
-
-    def __call__(self, label: int = TIMED_CLASS) -> Images:
-        return self.bundle.generate(
-            seed=label,
-            guidance_scale=GUIDANCE_SCALE,
-            class_labels=np.array([label, NULL_CLASS]),
-        )
-
-
-def _all_classes(bundle: Bundle) -> Images:
-    return np.concatenate([_Generate(bundle)(label) for label in range(len(CLASSES))])
-
-
 def _accuracy(images: Images) -> float:
     with torch.no_grad():
         return share_read(load_classifier(), torch.from_numpy(images), torch.arange(len(CLASSES)))
 
 
 def _parity(sched: Schedule, bundle: Bundle) -> float:
-    """Run all steps in PyTorch, and each in the engine on the same latents."""
-    assert bundle.manifest.sampler is not None
-    session = TorchSession(sched)
-    trajectory = Trajectory(sched.program, bundle.manifest.sampler, GUIDANCE_SCALE, seed=1)
-    worst = 0.0
-    for step in range(sched.steps):
-        inputs = trajectory.inputs(step)
-        expected = pytree.tree_leaves(session(step, **inputs))[0].numpy()
-        found = bundle.step(step, **{name: value.numpy() for name, value in inputs.items()})
-        worst = max(worst, float(np.abs(found - expected).max() / np.abs(expected).max()))
-        trajectory.advance(step, torch.from_numpy(expected))
-    return worst
+    return max(
+        float(np.abs(found - expected).max() / np.abs(expected).max())
+        for found, expected in steps_beside_torch(sched, bundle)
+    )
 
 
 def markdown(rows: Sequence[Row]) -> Iterator[str]:

@@ -8,7 +8,6 @@ Source: DiTFastAttnV2 (arXiv 2503.22796) does so for the heads of a layer; here 
 of heads, and a step that of a layer.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -20,12 +19,12 @@ import torch
 from ditc.passes import Losses, Method
 from ditc.runtime.errors import PlanError
 
-from .decisions import LARGEST_ERROR, Decided, check_loss, error_limit
+from .decisions import Decided, check_loss, error_limit, squared_error
 from .local_steps import joined
 from .site_forms import Forms, SiteStates
 from .space import Space
 
-__all__ = ["Choice", "IlpSteps", "choose", "squared_error"]
+__all__ = ["Choice", "IlpSteps", "choose"]
 
 Vector = npt.NDArray[np.float64]
 MARGIN = 1e-5
@@ -96,19 +95,6 @@ class IlpSteps(SiteStates):
 
         self.walk(inputs, measure)
         return errors
-
-
-def squared_error(reference: torch.Tensor, output: torch.Tensor) -> float:
-    """Return `Σ(y_m − y_o)² / Σ(y_o − mean y_o)²`, 10⁶ at most.
-
-    Source: DiTFastAttnV2 (arXiv 2503.22796), the relative squared error of a head, here of a site.
-    """
-    exact = reference.double()
-    error = (output.double() - exact).square().sum().item()
-    spread = (exact - exact.mean()).square().sum().item()
-    if not math.isfinite(error) or not error:
-        return error
-    return error / spread if error < LARGEST_ERROR * spread else LARGEST_ERROR
 
 
 def choose(choices: Sequence[Choice], threshold: float, sites: int) -> dict[str, Method]:

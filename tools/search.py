@@ -69,8 +69,9 @@ def find(
     - `greedy`: a site takes the first candidate whose loss on the whole model's output is under
       δ·i/M for site i of M. Sees what later layers do with an error; costs about a run of the
       model for every candidate.
-    - `local`: the same candidates, order and thresholds, but the loss is that of the site's own
-      output. Blind to later layers; costs one run of the model a step and the sites' other forms.
+    - `local`: the same candidates, order and thresholds, but what has to be under them is the
+      relative squared error of the site's own output. Blind to later layers; costs one run of the
+      model a step and the sites' other forms.
     - `ilp`: in each step the methods that save most while the sites' relative squared errors, each
       measured with all other sites full, add up to δ at most; one that errs 1.5·δ/M or more by
       itself is ruled out. Costs two runs of the model a step and the sites' other forms.
@@ -79,7 +80,8 @@ def find(
         search: `greedy`, `local` or `ilp`.
         space: what it may choose from; the conditioning is what the program was captured with.
         table: the sampler, whose number of steps is the plan's.
-        threshold: δ, a positive number; of another scale for `ilp`, whose errors are squared.
+        threshold: δ, a positive number; of another scale for `local` and `ilp`, whose errors
+            are squared.
         guidance_scale: scale of classifier-free guidance; ignored without.
         seed: of the initial latents and the sampler's noise.
         resume: where an earlier search with the same arguments was; it goes on behind that, to
