@@ -9,6 +9,7 @@ from torch.utils import _pytree as pytree
 
 from ditc.passes import Schedule, TorchSession
 from ditc.runtime import Bundle
+from ditc.runtime.engine import Array
 
 from .demo import GUIDANCE_SCALE
 from .glyphs import CLASSES, NULL_CLASS
@@ -31,7 +32,7 @@ def images_of(bundle: Bundle, classes: int = len(CLASSES)) -> Images:
     return np.concatenate([image_of(bundle, label) for label in range(classes)])
 
 
-def steps_beside_torch(sched: Schedule, bundle: Bundle) -> Iterator[tuple[Images, Images]]:
+def steps_beside_torch(sched: Schedule, bundle: Bundle) -> Iterator[tuple[Array, Array]]:
     """Yield the output of each step, the bundle's and PyTorch's, on the same latents.
 
     PyTorch runs the schedule, and sampling goes on from its output.
