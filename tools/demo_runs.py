@@ -9,7 +9,6 @@ from torch.utils import _pytree as pytree
 
 from ditc.passes import Schedule, TorchSession
 from ditc.runtime import Bundle
-from ditc.runtime.engine import Array
 
 from .demo import GUIDANCE_SCALE
 from .glyphs import CLASSES, NULL_CLASS
@@ -32,7 +31,7 @@ def images_of(bundle: Bundle, classes: int = len(CLASSES)) -> Images:
     return np.concatenate([image_of(bundle, label) for label in range(classes)])
 
 
-def steps_beside_torch(sched: Schedule, bundle: Bundle) -> Iterator[tuple[Array, Array]]:
+def steps_beside_torch(sched: Schedule, bundle: Bundle) -> Iterator[tuple[Images, Images]]:
     """Yield the output of each step, the bundle's and PyTorch's, on the same latents.
 
     PyTorch runs the schedule, and sampling goes on from its output.
@@ -48,6 +47,5 @@ def steps_beside_torch(sched: Schedule, bundle: Bundle) -> Iterator[tuple[Array,
         inputs = trajectory.inputs(step)
         expected = pytree.tree_leaves(session(step, **inputs))[0].numpy()
         found = bundle.step(step, **{name: value.numpy() for name, value in inputs.items()})
-        assert isinstance(found, np.ndarray)
-        yield found, expected
+        yield np.asarray(found, np.float32), expected
         trajectory.advance(step, torch.from_numpy(expected))
