@@ -5,7 +5,7 @@
 
 from .blocks import blocked_window_attention
 from .checkpoint import Checkpoint, empty_model
-from .compiling import compile  # noqa: A004 (the contract's name)
+from .compiling import compile  # noqa: A004 (the public name)
 from .decoder import capture_decoder
 from .joining import compile_variants
 from .sampler import sampler_table

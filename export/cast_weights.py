@@ -7,7 +7,7 @@ import torch
 from torch import fx
 
 from ditc.passes.base import Pass
-from ditc.passes.graphs import add_weight, shape_of
+from ditc.passes.graphs import add_weight, dtype_name, shape_of
 
 __all__ = ["CastWeights"]
 
@@ -29,7 +29,7 @@ class CastWeights(Pass):
             if not isinstance(stored, fx.Node) or stored.op != "get_attr":
                 continue
             assert isinstance(dtype, torch.dtype)
-            name = f"{stored.target}_{str(dtype).removeprefix('torch.')}"
+            name = f"{stored.target}_{dtype_name(dtype)}"
             if name not in made:
                 empty = torch.empty(shape_of(stored), dtype=dtype, device="meta")
                 with graph.inserting_after(stored):

@@ -1,11 +1,9 @@
 """What is checked before a schedule is compiled: choices, scheduler, timesteps, variance."""
 
 from ditc.passes import Plan, Program, Schedule
-from ditc.passes.graphs import flat_outputs
+from ditc.passes.graphs import dtype_name, flat_outputs
 from ditc.runtime.errors import LoweringError, PlanError
 from ditc.runtime.sampler import SamplerTable
-
-from .describing import dtype_name
 
 __all__ = ["check_choice", "check_schedule", "check_scheduler", "check_timestep", "check_variance"]
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 
+from ditc.passes.unloaded import unloaded_like
 from ditc.runtime.errors import CaptureError, LoweringError
 
 from .tensors import DTYPES
@@ -211,14 +212,7 @@ def _check_shape(checkpoint: Checkpoint, name: str, like: torch.Tensor) -> None:
 
 
 def _unloaded(tensor: torch.Tensor) -> torch.Tensor:
-    if tensor.is_meta:
-        return tensor
-    made = torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
-    return (
-        torch.nn.Parameter(made, requires_grad=False)
-        if isinstance(tensor, torch.nn.Parameter)
-        else made
-    )
+    return tensor if tensor.is_meta else unloaded_like(tensor)
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from torch import nn
 
 from ditc.passes import Plan, Program, capture, schedule
 from ditc.passes.fingerprint import program_digest
-from ditc.passes.graphs import flat_outputs
+from ditc.passes.graphs import dtype_name, flat_outputs
 from ditc.runtime.decoder import DECODER, FRAMES_AXIS, DecoderInfo
 from ditc.runtime.entries import InputInfo, OutputInfo
 from ditc.runtime.errors import CaptureError, LoweringError
@@ -173,8 +173,8 @@ def _check_dtype(name: str, vae: nn.Module) -> None:
     for path, weight in vae.named_parameters():
         if weight.dtype != torch.float32:
             raise LoweringError(
-                f"{name}: {path} is {str(weight.dtype).removeprefix('torch.')}, expected float32: "
-                "load the autoencoder in float32"
+                f"{name}: {path} is {dtype_name(weight.dtype)}, expected float32: load the "
+                "autoencoder in float32"
             )
 
 

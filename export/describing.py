@@ -1,9 +1,7 @@
 """What a manifest says of a schedule: inputs, outputs, slots, buckets and their files."""
 
-import torch
-
 from ditc.passes import Bucket, Program, Slot
-from ditc.passes.graphs import flat_outputs
+from ditc.passes.graphs import dtype_name, flat_outputs
 from ditc.runtime.manifest import (
     BucketInfo,
     EngineInfo,
@@ -18,7 +16,6 @@ from .lowered import Lowered
 
 __all__ = [
     "bucket_info",
-    "dtype_name",
     "file_of",
     "input_infos",
     "is_baked",
@@ -81,8 +78,3 @@ def bucket_info(bucket: Bucket, lowered: Lowered, engine: EngineInfo | None) -> 
         multiply_adds=lowered.multiply_adds,
         weights=() if is_baked(engine) else lowered.names,
     )
-
-
-def dtype_name(dtype: torch.dtype) -> str:
-    """Return a dtype's name without its module: `float32`."""
-    return str(dtype).removeprefix("torch.")

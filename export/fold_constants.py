@@ -7,7 +7,7 @@ import torch
 from torch import fx
 
 from ditc.passes.base import Pass
-from ditc.passes.graphs import add_weight, weight
+from ditc.passes.graphs import add_weight, dtype_name, weight
 from ditc.passes.ordering import ORDER
 
 from .tensors import constant_name, raw_bytes
@@ -62,5 +62,5 @@ def _is_constant(node: fx.Node, values: dict[fx.Node, torch.Tensor]) -> bool:
 
 def add_constant(graph: fx.Graph, constant: torch.Tensor) -> fx.Node:
     """Make a constant a weight of the graph's module, named after its content."""
-    kind = str(constant.dtype).removeprefix("torch.").upper()
+    kind = dtype_name(constant.dtype).upper()
     return add_weight(graph, constant_name(constant.shape, kind, raw_bytes(constant)), constant)

@@ -19,7 +19,7 @@ from ditc.runtime.variants import Index, check_variant_name, read_manifest
 
 from .bundle import records, staged
 from .checkpoint import Checkpoint
-from .compiling import compile  # noqa: A004 (the contract's name)
+from .compiling import compile  # noqa: A004 (the public name)
 from .weights import Entry, Store, write_store
 
 __all__ = ["compile_variants", "joined"]

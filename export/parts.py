@@ -3,10 +3,9 @@
 from collections.abc import Callable, Mapping
 from functools import partial
 
-import torch
-
 from ditc.passes.batch_steps import batched
 from ditc.passes.fingerprint import graph_digest
+from ditc.passes.graphs import dtype_name
 from ditc.passes.program import Program
 from ditc.passes.prologue import Part
 from ditc.runtime.manifest import OutputInfo, PartInfo, PrologueInfo
@@ -51,7 +50,8 @@ def prologue_info(
             graph=file_of(name),
             inputs=part.inputs,
             outputs=tuple(
-                OutputInfo(value.name, value.shape, _dtype(value.dtype)) for value in part.values
+                OutputInfo(value.name, value.shape, dtype_name(value.dtype))
+                for value in part.values
             ),
             multiply_adds=lowered[name].multiply_adds,
             weights=() if baked else lowered[name].names,
@@ -87,7 +87,3 @@ def _lower(name: str, part: Part, program: Program) -> Lowered:
 
 def _key(part: Part, precision: str) -> str:
     return key_of("onnx", precision, "prologue", part.inputs, graph_digest(part.graph_module.graph))
-
-
-def _dtype(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")

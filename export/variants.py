@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from ditc.passes.graphs import dtype_name
 from ditc.passes.program import Program
 from ditc.runtime.errors import BundleError, CaptureError
 from ditc.runtime.files import PLAN_FILE, SOURCES_FILE, WEIGHTS_FILE, check_files, read_text
@@ -33,7 +34,7 @@ def write_sources(path: Path, program: Program, lowered: Iterable[Lowered]) -> N
     parameters = dict(program.graph_module.named_parameters(remove_duplicate=False))
     record = {
         "parameters": {
-            name: {"shape": list(value.shape), "dtype": _dtype(value.dtype)}
+            name: {"shape": list(value.shape), "dtype": dtype_name(value.dtype)}
             for name, value in sorted(parameters.items())
         },
         "weights": {
@@ -122,7 +123,7 @@ def _checkpoint(path: Path, parameters: Mapping[str, Mapping[str, object]]) -> C
                 f"{path}: lacks {name}, which the bundle's model has; merge adapters into the "
                 "whole model first"
             )
-        shape, dtype = list(shapes[name]), _dtype(dtypes[name])
+        shape, dtype = list(shapes[name]), dtype_name(dtypes[name])
         if shape != expected["shape"] or dtype != expected["dtype"]:
             raise BundleError(
                 f"{path}: {name} is {dtype} {shape}, the bundle's model has {expected['dtype']} "
@@ -170,7 +171,3 @@ def _mark_plan(path: Path) -> None:
     if found is not None and not found["search"].endswith(ELSEWHERE):
         found["search"] += ELSEWHERE
     path.write_text(json.dumps(plan, indent=1) + "\n", encoding="utf-8")
-
-
-def _dtype(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")

@@ -6,11 +6,11 @@ drawn as a matrix, is the head of an arrow along the window's diagonal.
 
 import torch
 
-from .attention import windowed_attention
+from .attention import attended_like, windowed_attention
 from .window import Window
 from .window_kernel import attend, runs
 
-__all__ = ["ARROW_ATTENTION", "arrow_attention"]
+__all__ = ["ARROW_ATTENTION", "arrow_attention", "image_range"]
 
 ROWS = 128
 """Queries that are computed at once; bounds the memory for scores."""
@@ -82,20 +82,7 @@ def _by_kernel(
     return attend(query, key, value, Window(radius, block), scale, text)
 
 
-@_arrow_attention.register_fake
-def _(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    radius: int,
-    block: int,
-    scale: float,
-    text_start: int,
-    text_stop: int,
-) -> torch.Tensor:
-    del key, radius, block, scale, text_start, text_stop
-    return query.new_empty((*query.shape[:-1], value.shape[-1]))
-
+_arrow_attention.register_fake(attended_like)
 
 ARROW_ATTENTION = torch.ops.ditc.arrow_attention.default
 """The operator as it stands in a graph: as a window attention, then where the text is."""

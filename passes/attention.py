@@ -5,7 +5,7 @@ import torch
 from .window import Window
 from .window_kernel import attend, runs
 
-__all__ = ["WINDOW_ATTENTION", "windowed_attention", "windowed_by_rows"]
+__all__ = ["WINDOW_ATTENTION", "attended_like", "windowed_attention", "windowed_by_rows"]
 
 ROWS = 128
 """Queries that are computed at once; bounds the memory for scores."""
@@ -58,18 +58,15 @@ def _by_kernel(
     return attend(query, key, value, Window(radius, block), scale)
 
 
-@_window_attention.register_fake
-def _(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    radius: int,
-    block: int,
-    scale: float,
+def attended_like(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *options: object
 ) -> torch.Tensor:
-    del key, radius, block, scale
+    """Return what has the shape and dtype of an attention's output, whatever the window."""
+    del key, options
     return query.new_empty((*query.shape[:-1], value.shape[-1]))
 
+
+_window_attention.register_fake(attended_like)
 
 WINDOW_ATTENTION = torch.ops.ditc.window_attention.default
 """The operator as it stands in a graph: query, key, value, radius, block, scale."""

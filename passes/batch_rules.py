@@ -2,14 +2,13 @@
 
 import torch
 
-from .operators import CASTS, LINEAR, MATMUL, SDPA, SOFTMAX
+from .operators import CASTS, CONVOLUTIONS, LINEAR, MATMUL, SDPA, SOFTMAX
 from .window_nodes import WINDOWED
 
 __all__ = ["DROPS_AXIS", "KEEPING", "MIXED_AXES", "ON_AXIS", "REDUCING", "SIZED"]
 
 aten = torch.ops.aten
 
-CONVOLUTIONS = (aten.conv1d.default, aten.conv2d.default, aten.conv3d.default)
 SIZED = (aten.view.default, aten.reshape.default, aten._unsafe_view.default)
 KEEPING = (
     *LINEAR,

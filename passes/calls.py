@@ -21,9 +21,6 @@ __all__ = ["Call", "Run", "calls_of", "slot_at", "work_of"]
 Call = Literal["", "cond", "uncond"]
 """A step's only call, or the one of a half."""
 
-ALONE = {Method.ASC: Method.FULL, Method.WA_RS_ASC: Method.WA_RS}
-"""What a half that is shared computes by itself."""
-
 
 @dataclass(frozen=True)
 class Run:
@@ -97,7 +94,7 @@ def work_of(plan: Plan) -> tuple[Run, ...]:
 def _method(method: Method, call: Call) -> Method:
     if not method.shares_cfg:
         return method
-    return ALONE[method] if call == "cond" else Method.AST
+    return method.unshared if call == "cond" else Method.AST
 
 
 def _takes(plan: Plan, step: int, site: str) -> bool:

@@ -11,7 +11,7 @@ from torch import fx
 from .costs import ModelCost, SiteCost
 from .graphs import find, shape_of
 from .identity import in_batch
-from .operators import LINEAR, MATMUL, SDPA, activation_of, weight_of
+from .operators import CONVOLUTIONS, LINEAR, MATMUL, SDPA, activation_of, weight_of
 from .program import Program, Site
 from .sites import region
 from .window import arrow_pairs
@@ -20,7 +20,6 @@ from .window_nodes import WINDOWED, read_windowed
 __all__ = ["model_cost", "multiply_adds", "node_multiply_adds", "site_cost"]
 
 aten = torch.ops.aten
-CONVOLUTIONS = (aten.conv1d.default, aten.conv2d.default, aten.conv3d.default)
 
 
 def model_cost(program: Program) -> ModelCost:

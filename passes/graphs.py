@@ -23,10 +23,12 @@ __all__ = [
     "add_weight",
     "call",
     "copy_module",
+    "dtype_name",
     "fake_mode",
     "find",
     "flat_outputs",
     "infer",
+    "module_path",
     "shape_of",
     "weight",
 ]
@@ -106,6 +108,11 @@ def fake_mode(graph: fx.Graph) -> FakeTensorMode:
     raise PassError("graph has no value with a shape: capture it with ditc.passes.capture")
 
 
+def dtype_name(dtype: torch.dtype) -> str:
+    """Return a dtype's name without its module: `float32`."""
+    return str(dtype).removeprefix("torch.")
+
+
 def shape_of(node: fx.Node) -> tuple[int, ...]:
     """Return the shape of a node's tensor.
 
@@ -116,6 +123,13 @@ def shape_of(node: fx.Node) -> tuple[int, ...]:
     if not isinstance(value, torch.Tensor):
         raise PassError(f"node {node.name} has no tensor value")
     return tuple(value.shape)
+
+
+def module_path(node: fx.Node) -> str:
+    """Return the path of the innermost module that a node was traced in, empty if unknown."""
+    stack = node.meta.get("nn_module_stack") or {}
+    paths = [entry[0] for entry in stack.values()]
+    return str(paths[-1]) if paths else ""
 
 
 def infer(nodes: Iterable[fx.Node]) -> None:

@@ -27,8 +27,8 @@ class Method(StrEnum):
         return self in (Method.ASC, Method.WA_RS_ASC)
 
     @property
-    def of_equal_halves(self) -> "Method":
-        """What is left of it where both halves are the same: nothing to share across CFG."""
+    def unshared(self) -> "Method":
+        """The same without sharing across CFG, as of one half by itself or of equal halves."""
         halved = {Method.ASC: Method.FULL, Method.WA_RS_ASC: Method.WA_RS}
         return halved.get(self, self)
 

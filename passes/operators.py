@@ -7,6 +7,7 @@ from torch import fx
 
 __all__ = [
     "CASTS",
+    "CONVOLUTIONS",
     "LAYOUT",
     "LINEAR",
     "MATMUL",
@@ -23,6 +24,8 @@ SDPA = aten.scaled_dot_product_attention.default
 LINEAR = (aten.linear.default, aten.addmm.default, aten.mm.default)
 MATMUL = (aten.matmul.default, aten.bmm.default)
 SOFTMAX = (aten.softmax.int, aten._softmax.default)
+CONVOLUTIONS = (aten.conv1d.default, aten.conv2d.default, aten.conv3d.default)
+"""By the axes of what they run along: one, two, three."""
 CASTS = (aten.to.dtype, aten.to.device, aten.to.dtype_layout, aten._to_copy.default)
 LAYOUT = (
     aten.view.default,

@@ -139,12 +139,12 @@ class Plan:
     def check(self, program: "Program", *, ignore_model: bool = False) -> None:
         """Refuse a program that the plan was not made for, or cells that can't be run.
 
+        A plan found on both halves in one batch, conditional first, holds for a program of two
+        calls a step too, and the other way round: what a site computes from its halves is the same.
+
         Args:
             program: what the plan is to be used with.
             ignore_model: use the plan although it was made for another model.
-
-        A plan found on both halves in one batch, conditional first, holds for a program of two
-        calls a step too, and the other way round: what a site computes from its halves is the same.
 
         Raises:
             PlanError: naming what differs, or the step and site at fault.

@@ -11,7 +11,7 @@ from ditc.runtime.errors import PassError
 from .base import run
 from .cast_precision import CastPrecision, cast
 from .dependence import levels
-from .graphs import copy_module, find, flat_outputs, infer
+from .graphs import copy_module, dtype_name, find, flat_outputs, infer
 from .operators import MATMUL, SDPA
 from .program import Input, Program, Site
 
@@ -50,8 +50,8 @@ def with_precision(program: Program, precision: str, keep: Set[str] = frozenset(
     own = own_precision(program)
     if own not in ("fp32", precision):
         raise PassError(
-            f"the model is {_name(HALVES[own])}, expected float32 for precision {precision}: load "
-            f"it in float32 and capture it again, or ask for {own}"
+            f"the model is {dtype_name(HALVES[own])}, expected float32 for precision {precision}: "
+            f"load it in float32 and capture it again, or ask for {own}"
         )
     if precision == "fp32":
         return program
@@ -101,9 +101,10 @@ def check_attention(program: Program, dtype: torch.dtype) -> None:
         for role, name in (("query", site.query), ("key", site.key), ("value", site.value)):
             node = find(graph, name)
             if node is not None and node.meta["val"].dtype is not dtype:
+                found = dtype_name(node.meta["val"].dtype)
                 raise PassError(
-                    f"site {site.name}: its {role} is {_name(node.meta['val'].dtype)}, expected "
-                    f"{_name(dtype)}: something of full width, as a rotary table, reaches it"
+                    f"site {site.name}: its {role} is {found}, expected {dtype_name(dtype)}: "
+                    "something of full width, as a rotary table, reaches it"
                 )
 
 
@@ -200,7 +201,3 @@ def _renamed(graph: fx.Graph, site: Site, dtype: torch.dtype) -> Site:
         return next((user.name for user in casts if user.args[1] is dtype), name)
 
     return replace(site, query=narrow(site.query), key=narrow(site.key), value=narrow(site.value))
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")

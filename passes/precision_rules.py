@@ -4,7 +4,7 @@ import operator
 
 import torch
 
-from .operators import CASTS, LAYOUT, LINEAR, SOFTMAX
+from .operators import CASTS, CONVOLUTIONS, LAYOUT, LINEAR, SDPA, SOFTMAX
 
 __all__ = ["FOLLOWS", "JOINS", "NARROW", "NORMS", "SUMS", "WIDE"]
 
@@ -12,12 +12,10 @@ aten = torch.ops.aten
 
 NARROW = (
     *LINEAR,
-    aten.conv1d.default,
-    aten.conv2d.default,
-    aten.conv3d.default,
+    *CONVOLUTIONS,
     aten.conv_transpose1d.default,
     aten.embedding.default,
-    aten.scaled_dot_product_attention.default,
+    SDPA,
 )
 """Operators that compute in half precision: they multiply by weights, and sum in full width."""
 

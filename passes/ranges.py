@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import fx
 
+from .graphs import module_path
 from .program import Program, Site
 
 __all__ = ["LARGEST_HALF", "Overflow", "overflows", "unavoidable"]
@@ -57,7 +58,7 @@ def overflows(
         with torch.no_grad():
             watch.run(*(sample[entry.name] for entry in program.inputs))
     return tuple(
-        Overflow(node.name, _module(node), str(node.target), largest)
+        Overflow(node.name, module_path(node), str(node.target), largest)
         for node, largest in watch.largest.items()
         if largest > bound
     )
@@ -87,9 +88,3 @@ class _Watch(fx.Interpreter):
 
 def _is_single(value: torch.Tensor) -> bool:
     return value.dtype is torch.float32 and value.numel() > 0
-
-
-def _module(node: fx.Node) -> str:
-    stack = node.meta.get("nn_module_stack") or {}
-    paths = [entry[0] for entry in stack.values()]
-    return str(paths[-1]) if paths else ""

@@ -10,6 +10,7 @@ from torch.utils import _pytree as pytree
 from ditc.runtime.errors import CaptureError
 
 from .capturing import capture
+from .graphs import dtype_name
 from .identity import CfgLayout, in_batch
 from .program import Program, flatten
 from .recorder import Recorder, Stop
@@ -158,7 +159,7 @@ def _check_alike(first: Mapping[str, object], second: Mapping[str, object]) -> N
     """Refuse two calls of a step that no one graph serves."""
     one, other = (dict(flatten(call)) for call in (first, second))
     for path in sorted({*one, *other}):
-        found, expected = _told(other.get(path)), _told(one.get(path))
+        found, expected = _kind(other.get(path)), _kind(one.get(path))
         if found != expected:
             raise CaptureError(
                 f"the denoiser's two calls in a step differ in {path}, which is {expected} in the "
@@ -167,9 +168,10 @@ def _check_alike(first: Mapping[str, object], second: Mapping[str, object]) -> N
             )
 
 
-def _told(leaf: object) -> str:
+def _kind(leaf: object) -> str:
+    """Return what messages call an argument: a tensor's dtype and shape, else the value."""
     if isinstance(leaf, torch.Tensor):
-        return f"{str(leaf.dtype).removeprefix('torch.')} {list(leaf.shape)}"
+        return f"{dtype_name(leaf.dtype)} {list(leaf.shape)}"
     return repr(leaf)
 
 

@@ -57,7 +57,7 @@ class Bucket:
         """
         folded = self.program.folded or frozenset()
         methods = {
-            name: method.of_equal_halves if name in folded else method
+            name: method.unshared if name in folded else method
             for name, method in self.methods.items()
         }
         compressed = {name: method for name, method in methods.items() if method is not Method.FULL}

@@ -9,7 +9,7 @@ import torch
 from torch import fx
 
 from .cores import Core, find_core
-from .graphs import shape_of
+from .graphs import module_path, shape_of
 from .operators import LAYOUT, LINEAR, activation_of, is_pointwise
 from .program import Site, SiteKind
 from .tokens import image_tokens, token_axes
@@ -261,17 +261,10 @@ def _begins(node: fx.Node, members: set[fx.Node], pure: set[fx.Node]) -> bool:
 
 
 def _name(node: fx.Node, taken: set[str]) -> str:
-    base = _module_path(node) or "attention"
+    base = module_path(node) or "attention"
     if base not in taken:
         return base
     number = 1
     while f"{base}#{number}" in taken:
         number += 1
     return f"{base}#{number}"
-
-
-def _module_path(node: fx.Node) -> str:
-    """Return the path of the innermost module that a node was traced in, empty if unknown."""
-    stack = node.meta.get("nn_module_stack") or {}
-    paths = [entry[0] for entry in stack.values()]
-    return str(paths[-1]) if paths else ""

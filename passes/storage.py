@@ -84,7 +84,7 @@ def without(plan: Plan, slot: Slot) -> tuple[Plan, int]:
 def _without(method: Method, slot: Slot, *, apart: bool) -> Method:
     """Return the milder method; calls apart share across guidance through a slot too."""
     if slot.kind == "output" and apart and method.shares_cfg:
-        return Method.WA_RS if method.windowed else Method.FULL
+        return method.unshared
     if slot.kind == "output":
         return Method.FULL if method is Method.AST else method
     if method.windowed:

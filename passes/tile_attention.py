@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import torch
 
 from .arrow_attention import image_range
+from .attention import attended_like
 from .tile_window import TileWindow
 from .window_kernel import attend, runs
 
@@ -72,21 +73,7 @@ def _by_kernel(
     return attend(query, key, value, window, scale, (text_start, text_stop))
 
 
-@_tile_attention.register_fake
-def _(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    grid: Sequence[int],
-    tile: Sequence[int],
-    reach: Sequence[int],
-    scale: float,
-    text_start: int,
-    text_stop: int,
-) -> torch.Tensor:
-    del key, grid, tile, reach, scale, text_start, text_stop
-    return query.new_empty((*query.shape[:-1], value.shape[-1]))
-
+_tile_attention.register_fake(attended_like)
 
 TILE_ATTENTION = torch.ops.ditc.tile_attention.default
 """The operator as it stands in a graph: query, key, value, grid, tile, reach, scale, text."""

@@ -3,12 +3,10 @@
 from ditc.runtime.errors import PlanError
 
 from .plan_fields import read_fields, read_integer, read_list
-from .tile_window import LONGEST, TileWindow
+from .tile_window import LONGEST, RANKS, TileWindow
 from .window import SiteWindow, Window
 
 __all__ = ["read_window"]
-
-RANKS = (2, 3)
 
 
 def read_window(value: object, where: str) -> SiteWindow:

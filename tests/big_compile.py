@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from ditc.export import Checkpoint, compile, empty_model  # noqa: A004 (the contract's name)
+from ditc.export import Checkpoint, compile, empty_model  # noqa: A004 (the public name)
 from ditc.export.weights import Entry, write_store
 from ditc.passes import Plan, capture, schedule
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from diffusers import FluxTransformer2DModel
 
-from ditc.export import compile  # noqa: A004 (the contract's name)
+from ditc.export import compile  # noqa: A004 (the public name)
 from ditc.export.checkpoint import Checkpoint
 from ditc.passes import schedule
 from ditc.tools.bench_big_model import three_graphs

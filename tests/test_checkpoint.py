@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from ditc.export import Checkpoint, compile, empty_model  # noqa: A004 (the contract's name)
+from ditc.export import Checkpoint, compile, empty_model  # noqa: A004 (the public name)
 from ditc.passes import Plan, Program, TorchSession, capture, schedule
 from ditc.passes.fingerprint import program_digest
 from ditc.runtime.errors import CaptureError, LoweringError

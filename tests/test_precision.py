@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.utils import _pytree as pytree
 
-from ditc.export import compile  # noqa: A004 (the contract's name)
+from ditc.export import compile  # noqa: A004 (the public name)
 from ditc.export.checkpoint import Checkpoint
 from ditc.passes import Program, TorchSession, capture, schedule
 from ditc.passes.graphs import find
