@@ -101,7 +101,7 @@ class EngineModule(torch.nn.Module):
     """
 
     def __init__(
-        self, pipe: object, module: torch.nn.Module, bundle: Bundle, counter: "StepCounter"
+        self, pipe: object, module: torch.nn.Module, bundle: Bundle, counter: StepCounter
     ) -> None:
         super().__init__()
         self.bundle = bundle
@@ -130,7 +130,7 @@ class EngineModule(torch.nn.Module):
         return self._held[1]
 
     def __getattr__(self, name: str) -> torch.Tensor | torch.nn.Module:
-        """Return what the denoiser has by that name: its config, its dtype, its device."""
+        """Return what the denoiser has by that name, such as its config."""
         try:
             return super().__getattr__(name)
         except AttributeError:

@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from .manifest import Manifest
 
-__all__ = ["Array", "Backend", "Engine", "Rebindable", "Resizable"]
+__all__ = ["Array", "Backend", "Engine", "OnDevice", "Rebindable", "Resizable"]
 
 Array = npt.NDArray[np.generic]
 

@@ -60,7 +60,7 @@ class OutputInfo:
     @property
     def nbytes(self) -> int:
         """Bytes it takes."""
-        return math.prod(self.shape) * array_dtype(self.dtype).itemsize
+        return _nbytes(self.shape, self.dtype)
 
     def to_json(self) -> dict[str, JsonValue]:
         """Return the JSON object."""
@@ -114,7 +114,7 @@ class SlotInfo:
     @property
     def nbytes(self) -> int:
         """Bytes the buffer takes."""
-        return math.prod(self.shape) * array_dtype(self.dtype).itemsize
+        return _nbytes(self.shape, self.dtype)
 
     def to_json(self) -> dict[str, JsonValue]:
         """Return the JSON object."""
@@ -212,6 +212,10 @@ class FileInfo:
         found = read_object(value, where, ("sha256", "bytes"))
         size = read_integer(found["bytes"], f"{where}.bytes", 0, MAX_COUNT)
         return cls(read_sha256(found["sha256"], f"{where}.sha256"), size)
+
+
+def _nbytes(shape: tuple[int, ...], dtype: str) -> int:
+    return math.prod(shape) * array_dtype(dtype).itemsize
 
 
 def _read_step(value: object, where: str) -> int:

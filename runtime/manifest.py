@@ -10,7 +10,7 @@ from functools import cached_property
 from typing import TypeVar
 
 from .arguments import ArgumentsInfo
-from .calls import CFG_LAYOUTS, CallInfo, Run, runs_of
+from .calls import CFG_LAYOUTS, CallInfo, Run, in_batch, runs_of
 from .consistency import check_manifest
 from .curve import CurveInfo
 from .decoder import DecoderInfo
@@ -48,7 +48,7 @@ from .files import (
     WEIGHTS_FILE,
     check_relative,
 )
-from .prologue import PartInfo, PrologueInfo
+from .prologue import Graph, PartInfo, PrologueInfo
 from .sampler import SamplerTable
 from .versions import FORMAT, VERSION, read_version
 
@@ -65,6 +65,7 @@ __all__ = [
     "DynamicInfo",
     "EngineInfo",
     "FileInfo",
+    "Graph",
     "InputInfo",
     "Manifest",
     "ModelInfo",
@@ -97,7 +98,7 @@ class Manifest:
         inputs: the program's inputs.
         outputs: the program's outputs; the first is what the sampler takes.
         slots: the buffers between steps.
-        buckets: the graphs; each step is in exactly one.
+        buckets: the graphs; each step is in exactly one, or in one for each of its calls.
         sampler: the sampler's coefficients; None where the caller has its own loop.
         files: every file but the manifest, by path with forward slashes.
         weights_sha256: of the checkpoint that took the place of the weights the bundle was
@@ -163,11 +164,11 @@ class Manifest:
         return {name: known[slot] for name, slot in used.items()}
 
     @property
-    def graphs(self) -> tuple[BucketInfo | PartInfo, ...]:
+    def graphs(self) -> tuple[Graph, ...]:
         """All graphs: the buckets, and those that run before the steps."""
         return (*self.buckets, *(self.prologue.parts if self.prologue else ()))
 
-    def outputs_of(self, graph: BucketInfo | PartInfo) -> tuple[OutputInfo, ...]:
+    def outputs_of(self, graph: Graph) -> tuple[OutputInfo, ...]:
         """Return what a graph gives besides slots."""
         return graph.outputs if isinstance(graph, PartInfo) else self.outputs
 
@@ -195,8 +196,7 @@ class Manifest:
         latents = self.input_of("latents")
         if latents is None or not latents.shape:
             return 0
-        in_batch = self.cfg in ("cond-first", "uncond-first")
-        return latents.shape[0] // 2 if in_batch else latents.shape[0]
+        return latents.shape[0] // 2 if in_batch(self.cfg) else latents.shape[0]
 
     @property
     def batches(self) -> tuple[int, int]:

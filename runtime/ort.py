@@ -18,17 +18,16 @@ from .batches import resized
 from .dtypes import BFLOAT16, ONNX_BFLOAT16, array_dtype, bits, onnx_type
 from .engine import Array
 from .errors import EngineError
-from .manifest import Manifest, SlotInfo
+from .manifest import Graph, Manifest, SlotInfo
 from .ort_checks import (
     CPU,
-    Graph,
     check_given,
     check_interface,
     check_precision,
     check_providers,
     check_threads,
-    check_weights,
 )
+from .weights import check_weights
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession, OrtValue, SessionOptions

@@ -1,29 +1,23 @@
 """What is checked before and after a bundle is loaded into ONNX Runtime."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from types import ModuleType
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING
 
-from .engine import Array
 from .errors import BundleError, EngineError
-from .files import WEIGHTS_FILE
-from .manifest import BucketInfo, Manifest, PartInfo
+from .manifest import Graph, Manifest
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
 
 __all__ = [
     "CPU",
-    "Graph",
     "check_given",
     "check_interface",
     "check_precision",
     "check_providers",
     "check_threads",
-    "check_weights",
 ]
-
-Graph: TypeAlias = BucketInfo | PartInfo
 
 CPU = "CPUExecutionProvider"
 EXTRAS = {
@@ -72,17 +66,6 @@ def check_given(bucket: Graph, asked: Sequence[str], given: Sequence[str]) -> No
                 f"bucket {bucket.name!r}: asked for {provider!r}, ONNX Runtime gave "
                 f"{', '.join(given)}; check the provider's driver and libraries, or ask for {CPU!r}"
             )
-
-
-def check_weights(manifest: Manifest, weights: Mapping[str, Array]) -> None:
-    """Refuse a store that lacks a weight."""
-    for bucket in manifest.graphs:
-        for name in bucket.weights:
-            if name not in weights:
-                raise BundleError(
-                    f"bucket {bucket.name!r}: uses the weight {name!r}, which isn't among the "
-                    f"{len(weights)} in {WEIGHTS_FILE}; compile the bundle again"
-                )
 
 
 def check_interface(manifest: Manifest, bucket: Graph, session: "InferenceSession") -> None:

@@ -7,9 +7,8 @@ import numpy as np
 
 from .cuda import Device
 from .engine import Array
-from .errors import BundleError
-from .files import WEIGHTS_FILE
 from .manifest import Manifest
+from .weights import check_weights
 
 __all__ = ["place"]
 
@@ -58,16 +57,10 @@ def place(
 def _place_weights(
     device: Device, manifest: Manifest, weights: Mapping[str, Array]
 ) -> dict[str, int]:
-    arena, offsets = _Arena(), {}
-    for graph in manifest.graphs:
-        for name in graph.weights:
-            if name not in weights:
-                raise BundleError(
-                    f"bucket {graph.name!r}: uses the weight {name!r}, which isn't among the "
-                    f"{len(weights)} in {WEIGHTS_FILE}; compile the bundle again"
-                )
-            if name not in offsets:
-                offsets[name] = arena.take(weights[name].nbytes)
+    check_weights(manifest, weights)
+    arena = _Arena()
+    names = dict.fromkeys(name for graph in manifest.graphs for name in graph.weights)
+    offsets = {name: arena.take(weights[name].nbytes) for name in names}
     start = device.allocate(arena.nbytes, "weights")
     for name, offset in offsets.items():
         device.upload(start + offset, np.ascontiguousarray(weights[name]))

@@ -1,9 +1,10 @@
 """What a manifest says of the graphs that run before the steps."""
 
 from dataclasses import dataclass, replace
+from typing import TypeAlias
 
 from .dynamic import Scale
-from .entries import MAX_COUNT, OutputInfo
+from .entries import MAX_COUNT, BucketInfo, OutputInfo
 from .fields import (
     JsonValue,
     read_integer,
@@ -14,7 +15,7 @@ from .fields import (
 )
 from .files import check_relative
 
-__all__ = ["PartInfo", "PrologueInfo"]
+__all__ = ["Graph", "PartInfo", "PrologueInfo"]
 
 FIELDS = ("name", "graph", "inputs", "outputs", "multiply_adds", "weights")
 
@@ -74,6 +75,10 @@ class PartInfo:
             ),
             weights=read_names(found["weights"], f"{where}.weights"),
         )
+
+
+Graph: TypeAlias = BucketInfo | PartInfo
+"""A graph of a bundle: one that steps run, or one that runs before them."""
 
 
 @dataclass(frozen=True)

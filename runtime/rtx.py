@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import TypeAlias
 
 import numpy as np
 
@@ -18,13 +17,11 @@ from .cuda import Device, open_device
 from .dtypes import array_dtype
 from .engine import Array
 from .errors import BundleError, EngineError
-from .manifest import BucketInfo, Manifest, PartInfo, SlotInfo
+from .manifest import Graph, Manifest, SlotInfo
 from .placing import place
 from .rtx_library import Library, Loaded
 
 __all__ = ["TensorRtBackend", "TensorRtEngine"]
-
-Graph: TypeAlias = BucketInfo | PartInfo
 
 
 @dataclass(frozen=True)

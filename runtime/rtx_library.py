@@ -8,16 +8,15 @@ from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from types import ModuleType
-from typing import Any, TypeAlias
+from typing import Any
 
 from .cuda import Device
 from .engine_info import EngineInfo
 from .errors import BundleError, EngineError
-from .manifest import BucketInfo, Manifest, PartInfo
+from .manifest import Graph, Manifest, PartInfo
 
-__all__ = ["Context", "Library", "Loaded"]
+__all__ = ["Context", "Library", "Loaded", "installed"]
 
-Graph: TypeAlias = BucketInfo | PartInfo
 EXTRAS = {"tensorrt_rtx": "rtx", "tensorrt": "tensorrt"}
 DTYPES = {
     "FLOAT": "float32",

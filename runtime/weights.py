@@ -11,8 +11,10 @@ import numpy.typing as npt
 from .dtypes import array_dtype
 from .errors import BundleError
 from .fields import load_json, read_integer, read_list, read_object, read_shape, read_string
+from .files import WEIGHTS_FILE
+from .manifest import Manifest
 
-__all__ = ["map_tensors"]
+__all__ = ["check_weights", "map_tensors"]
 
 Array = npt.NDArray[np.generic]
 MAX_HEADER_BYTES = 100_000_000
@@ -48,6 +50,21 @@ def map_tensors(path: Path) -> dict[str, Array]:
         raw = data[start + first : start + last]
         tensors[name] = raw.view(dtype).reshape(shape)
     return tensors
+
+
+def check_weights(manifest: Manifest, weights: Mapping[str, Array]) -> None:
+    """Refuse a store that lacks a weight.
+
+    Raises:
+        BundleError: naming the graph and the weight.
+    """
+    for graph in manifest.graphs:
+        for name in graph.weights:
+            if name not in weights:
+                raise BundleError(
+                    f"bucket {graph.name!r}: uses the weight {name!r}, which isn't among the "
+                    f"{len(weights)} in {WEIGHTS_FILE}; compile the bundle again"
+                )
 
 
 def _read_header(path: Path) -> tuple[Mapping[str, object], int]:
