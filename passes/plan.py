@@ -117,6 +117,14 @@ class Plan:
             for name, cost in self.cost.sites.items()
         )
 
+    def multiply_adds_left(self) -> float:
+        """Return the share of a generation's multiply-adds that it leaves, residuals aside.
+
+        A share, as plans may have been made with batches of different sizes.
+        """
+        left = self.cost.rest * self.steps + self.site_multiply_adds()
+        return left / (self.cost.full * self.steps)
+
     def method(self, step: int, site: str) -> Method:
         """Return the method of a site at a step, full for sites that the plan leaves alone."""
         return self.cells[step].get(site, Method.FULL)

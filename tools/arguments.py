@@ -1,4 +1,4 @@
-"""Arguments of the `ditc` command: those of a search, and types that several commands use."""
+"""Arguments of the `ditc` command: those of commands that take many, and their types."""
 
 import argparse
 from pathlib import Path

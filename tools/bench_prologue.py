@@ -30,9 +30,8 @@ __all__ = ["arithmetic", "measured", "pixart_sigma"]
 
 STEPS = 20
 LAYERS = 28
-TEXT = 300
+TEXT, TEXT_WIDTH = 300, 4096
 """Tokens of the text, and their width."""
-TEXT_WIDTH = 4096
 
 
 def pixart_sigma(layers: int = LAYERS) -> Program:

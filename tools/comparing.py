@@ -31,7 +31,7 @@ def diff(first: Path, second: Path, *, as_json: bool = False) -> None:
         for site in before.sites
         if (old := before.method(step, site)) != (new := after.method(step, site))
     ]
-    shares = [_left(plan) for plan in (before, after)]
+    shares = [plan.multiply_adds_left() for plan in (before, after)]
     if as_json:
         sys.stdout.write(json.dumps({"cells": changes, "multiply_adds_left": shares}) + "\n")
         return
@@ -42,15 +42,6 @@ def diff(first: Path, second: Path, *, as_json: bool = False) -> None:
         f"{len(changes)} of {total} cells differ; {shares[0]:.1%} of the model's multiply-adds "
         f"left become {shares[1]:.1%} ({shares[1] / shares[0] - 1:+.1%})\n"
     )
-
-
-def _left(plan: Plan) -> float:
-    """Return the share of a generation's multiply-adds that a plan leaves, residuals aside.
-
-    A share, as plans may have been made with batches of different sizes.
-    """
-    computed = plan.cost.rest * plan.steps + plan.site_multiply_adds()
-    return computed / (plan.cost.full * plan.steps)
 
 
 def explain(path: Path, step: int, site: str, *, as_json: bool = False) -> None:

@@ -37,7 +37,7 @@ SHAPES: Mapping[str, ModelShape] = {
     "PixArt-Sigma-1K": ModelShape(28, 1152, 16, 4096, 300, 2),
     "PixArt-Sigma-2K": ModelShape(28, 1152, 16, 16384, 300, 2),
 }
-"""Models of PAPER.md, at its batch sizes: 8 images for DiT, one for PixArt."""
+"""Of DiTFastAttn (arXiv 2406.08552), at its batch sizes: 8 images for DiT, one for PixArt."""
 
 CHANNELS = 16
 """Of a patch of the latents: 2 x 2 of 4 channels."""
@@ -57,14 +57,16 @@ class Attention(nn.Module):
         """Return `[batch, tokens, width]`, projected."""
         seen = x if context is None else context
         query, key, value = (
-            self._split(part) for part in (self.to_q(x), self.to_k(seen), self.to_v(seen))
+            _by_head(part, self.heads) for part in (self.to_q(x), self.to_k(seen), self.to_v(seen))
         )
         out = functional.scaled_dot_product_attention(query, key, value)
         projected: torch.Tensor = self.to_out(out.transpose(1, 2).flatten(2))
         return projected
 
-    def _split(self, x: torch.Tensor) -> torch.Tensor:
-        return x.view(*x.shape[:2], self.heads, -1).transpose(1, 2)
+
+def _by_head(x: torch.Tensor, heads: int) -> torch.Tensor:
+    """Return `[batch, heads, tokens, head_dim]` of `[batch, tokens, width]`."""
+    return x.view(*x.shape[:2], heads, -1).transpose(1, 2)
 
 
 class _Mlp(nn.Sequential):
@@ -157,15 +159,12 @@ class _JointBlock(nn.Module):
             self.image_qkv(self.norm(image) + time[:, None]).chunk(3, dim=-1),
             strict=True,
         )
-        query, key, value = (self._split(torch.cat(part, dim=1)) for part in parts)
+        query, key, value = (_by_head(torch.cat(part, dim=1), self.heads) for part in parts)
         out = functional.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
         words = text.shape[1]
         text = text + self.text_out(out[:, :words])
         image = image + self.image_out(out[:, words:])
         return image + self.image_mlp(self.norm(image)), text + self.text_mlp(self.norm(text))
-
-    def _split(self, x: torch.Tensor) -> torch.Tensor:
-        return x.view(*x.shape[:2], self.heads, -1).transpose(1, 2)
 
 
 class JointDenoiser(nn.Module):

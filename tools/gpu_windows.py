@@ -1,4 +1,4 @@
-"""Latency of attention, full and in windows, at the sizes that PAPER.md names."""
+"""Latency of attention, full and in windows, at the sizes of published models."""
 
 import importlib.util
 import math

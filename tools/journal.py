@@ -55,10 +55,6 @@ class Journal:
         save_file(whole, unfinished, metadata=about)
         unfinished.replace(self.path)
 
-    def remove(self) -> None:
-        """Remove the file: the plan is written."""
-        self.path.unlink(missing_ok=True)
-
 
 class Results:
     """What a search for a budget came by, on disk: the plans, and where sampling ends without.
@@ -85,10 +81,6 @@ class Results:
         """Add the final latents of a generation without a plan, and replace the file."""
         self.uncompressed = latents
         self._write()
-
-    def remove(self) -> None:
-        """Remove the file: the plan is written."""
-        self.path.unlink(missing_ok=True)
 
     def _read(self) -> None:
         try:

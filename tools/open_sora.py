@@ -5,6 +5,8 @@
 For text to video: frames that are given (`x_mask` in the published code) aren't supported.
 """
 
+import math
+
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
@@ -75,6 +77,11 @@ class _Denoiser(ModelMixin, ConfigMixin):  # type: ignore[misc]
         frames, rows, columns = latents.shape[2:]
         cut: torch.Tensor = video[:, :, :frames, :rows, :columns]
         return cut
+
+
+def _final_layer(width: int, patch: Grid, channels: int, pred_sigma: bool) -> FinalLayer:
+    """Return the projection to patches of the noise, and of its variance if that is predicted."""
+    return FinalLayer(width, math.prod(patch) * channels * (2 if pred_sigma else 1))
 
 
 def _returned(video: torch.Tensor, return_dict: bool) -> Transformer2DModelOutput | tuple[object]:
@@ -163,10 +170,7 @@ class STDiT2(_Denoiser):
         self.blocks = nn.ModuleList(
             STDiT2Block(width, num_heads, mlp_ratio, qk_norm, qk_norm_legacy) for _ in range(depth)
         )
-        out_channels = in_channels * 2 if pred_sigma else in_channels
-        self.final_layer = FinalLayer(
-            width, patch_size[0] * patch_size[1] * patch_size[2] * out_channels
-        )
+        self.final_layer = _final_layer(width, patch_size, in_channels, pred_sigma)
         self.csize_embedder = NumberEmbedder(width // 3)
         self.ar_embedder = NumberEmbedder(width // 3)
         self.fl_embedder = NumberEmbedder(width)
@@ -272,10 +276,7 @@ class STDiT3(_Denoiser):
             nn.ModuleList(STDiT3Block(width, num_heads, mlp_ratio, qk_norm) for _ in range(depth))
             for _ in range(2)
         )
-        out_channels = in_channels * 2 if pred_sigma else in_channels
-        self.final_layer = FinalLayer(
-            width, patch_size[0] * patch_size[1] * patch_size[2] * out_channels
-        )
+        self.final_layer = _final_layer(width, patch_size, in_channels, pred_sigma)
 
     def forward(
         self,

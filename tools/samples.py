@@ -42,10 +42,8 @@ def check_samples(model: str, program: Program, samples: int | None) -> None:
     Raises:
         DitcError: that says how many there are and how to have as many as asked.
     """
-    batch = program.latents.shape[0]
-    found = batch // 2 if program.cfg in ("cond-first", "uncond-first") else batch
-    if samples not in (None, found):
+    if samples not in (None, program.samples):
         raise DitcError(
-            f"model {model}: the call makes {found} at once, {samples} were asked for: give as "
-            "many prompts or class labels with --call"
+            f"model {model}: the call makes {program.samples} at once, {samples} were asked for: "
+            "give as many prompts or class labels with --call"
         )

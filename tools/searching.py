@@ -146,8 +146,7 @@ class _Seeker:
 def _tried(space: Space, plan: Plan, threshold: float, loss: float) -> Tried:
     latencies = space.latencies
     latency_ms = None if latencies is None else latencies.predicted_ms(plan)
-    left = plan.cost.rest * plan.steps + plan.site_multiply_adds()
-    return Tried(threshold, loss, latency_ms, left / (plan.cost.full * plan.steps))
+    return Tried(threshold, loss, latency_ms, plan.multiply_adds_left())
 
 
 def _promised(space: Space, plan: Plan) -> str:

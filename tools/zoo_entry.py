@@ -12,10 +12,22 @@ from diffusers.models.modeling_utils import ModelMixin
 
 from ditc.passes.program import CfgLayout
 
-__all__ = ["BATCH", "Arguments", "Draw", "Tiny", "transformer_classes"]
+__all__ = [
+    "BATCH",
+    "TEXT",
+    "Arguments",
+    "Draw",
+    "Tiny",
+    "masked_video",
+    "transformer_classes",
+    "video",
+]
 
 BATCH = 2
 """Both halves of classifier-free guidance, of one sample each."""
+
+TEXT = 6
+"""Tokens of the text of video models."""
 
 Arguments = dict[str, object]
 
@@ -53,6 +65,20 @@ class Draw:
         visible = torch.ones(shape)
         visible[0, ..., -2:] = 0
         return visible.to(dtype)
+
+
+def video(d: Draw, channels: int = 4) -> Arguments:
+    """Return latents of two frames of 8 x 8, a timestep and text."""
+    return {
+        "hidden_states": d.noisy(BATCH, channels, 2, 8, 8),
+        "timestep": d.time(),
+        "encoder_hidden_states": d.given(BATCH, TEXT, 12),
+    }
+
+
+def masked_video(d: Draw) -> Arguments:
+    """Return the same, some of the text masked."""
+    return {**video(d), "encoder_attention_mask": d.mask(BATCH, TEXT)}
 
 
 @dataclass(frozen=True)

@@ -2,25 +2,12 @@
 
 import torch
 
-from .zoo_entry import BATCH, Arguments, Draw, Tiny
+from .zoo_entry import BATCH, TEXT, Arguments, Draw, Tiny, masked_video
 
 __all__ = ["SANA"]
 
 HEADS = {"num_attention_heads": 2, "attention_head_dim": 8}
 B = BATCH
-TEXT = 6
-
-
-def _video(d: Draw, channels: int = 4) -> Arguments:
-    return {
-        "hidden_states": d.noisy(B, channels, 2, 8, 8),
-        "timestep": d.time(),
-        "encoder_hidden_states": d.given(B, TEXT, 12),
-    }
-
-
-def _masked(d: Draw) -> Arguments:
-    return {**_video(d), "encoder_attention_mask": d.mask(B, TEXT)}
 
 
 def _ltx(d: Draw) -> Arguments:
@@ -181,7 +168,7 @@ SANA = (
         },
         _kandinsky6_sr,
     ),
-    Tiny("SanaVideoTransformer3DModel", {**_SANA, "rope_max_seq_len": 16}, _masked),
+    Tiny("SanaVideoTransformer3DModel", {**_SANA, "rope_max_seq_len": 16}, masked_video),
     Tiny(
         "SanaWMTransformer3DModel",
         {

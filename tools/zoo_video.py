@@ -2,26 +2,13 @@
 
 import torch
 
-from .zoo_entry import BATCH, Arguments, Draw, Tiny
+from .zoo_entry import BATCH, TEXT, Arguments, Draw, Tiny, masked_video, video
 
 __all__ = ["VIDEO"]
 
 HEADS = {"num_attention_heads": 2, "attention_head_dim": 8}
 WIDE = {"num_attention_heads": 2, "attention_head_dim": 12}
 B = BATCH
-TEXT = 6
-
-
-def _video(d: Draw, channels: int = 4) -> Arguments:
-    return {
-        "hidden_states": d.noisy(B, channels, 2, 8, 8),
-        "timestep": d.time(),
-        "encoder_hidden_states": d.given(B, TEXT, 12),
-    }
-
-
-def _masked(d: Draw) -> Arguments:
-    return {**_video(d), "encoder_attention_mask": d.mask(B, TEXT)}
 
 
 def _cogvideo(d: Draw) -> Arguments:
@@ -45,7 +32,7 @@ def _allegro(d: Draw) -> Arguments:
     places = torch.cartesian_prod(torch.arange(2), torch.arange(4), torch.arange(4))
     turns = [d.given(size, 4) for size in (2, 4, 4)]
     return {
-        **_masked(d),
+        **masked_video(d),
         "attention_mask": torch.ones(B, 2, 8, 8),
         "image_rotary_emb": (
             tuple((turn.cos(), turn.sin()) for turn in turns),
@@ -55,7 +42,7 @@ def _allegro(d: Draw) -> Arguments:
 
 
 def _cosmos(d: Draw) -> Arguments:
-    return {**_video(d), "fps": 24}
+    return {**video(d), "fps": 24}
 
 
 def _temporal(d: Draw) -> Arguments:
@@ -95,7 +82,7 @@ VIDEO = (
             "caption_channels": 12,
             "video_length": 2,
         },
-        _video,
+        video,
     ),
     Tiny("CogVideoXTransformer3DModel", _COG, _cogvideo),
     Tiny(
@@ -143,7 +130,7 @@ VIDEO = (
             "time_embed_dim": 4,
             "max_sequence_length": TEXT,
         },
-        lambda d: {**_masked(d), "encoder_hidden_states": d.given(B, TEXT, 16)},
+        lambda d: {**masked_video(d), "encoder_hidden_states": d.given(B, TEXT, 16)},
     ),
     Tiny(
         "EasyAnimateTransformer3DModel",
@@ -159,7 +146,7 @@ VIDEO = (
             "time_embed_dim": 8,
             "text_embed_dim": 12,
         },
-        _video,
+        video,
     ),
     Tiny(
         "CosmosTransformer3DModel",

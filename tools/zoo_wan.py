@@ -2,31 +2,18 @@
 
 import torch
 
-from .zoo_entry import BATCH, Arguments, Draw, Tiny
+from .zoo_entry import BATCH, TEXT, Arguments, Draw, Tiny, masked_video, video
 
 __all__ = ["WAN"]
 
 HEADS = {"num_attention_heads": 2, "attention_head_dim": 8}
 WIDE = {"num_attention_heads": 2, "attention_head_dim": 12}
 B = BATCH
-TEXT = 6
-
-
-def _video(d: Draw, channels: int = 4) -> Arguments:
-    return {
-        "hidden_states": d.noisy(B, channels, 2, 8, 8),
-        "timestep": d.time(),
-        "encoder_hidden_states": d.given(B, TEXT, 12),
-    }
-
-
-def _masked(d: Draw) -> Arguments:
-    return {**_video(d), "encoder_attention_mask": d.mask(B, TEXT)}
 
 
 def _hunyuan(d: Draw) -> Arguments:
     return {
-        **_masked(d),
+        **masked_video(d),
         "pooled_projections": d.given(B, 10),
         "guidance": torch.full((B,), 6.0),
     }
@@ -78,7 +65,7 @@ def _anyflow_far(d: Draw) -> Arguments:
 
 def _helios(d: Draw) -> Arguments:
     return {
-        **_video(d),
+        **video(d),
         "indices_hidden_states": torch.ones(B, 2),
         "indices_latents_history_short": torch.ones(B, 1),
         "indices_latents_history_mid": torch.ones(B, 1),
@@ -91,7 +78,7 @@ def _helios(d: Draw) -> Arguments:
 
 def _animate(d: Draw) -> Arguments:
     return {
-        **_video(d, channels=12),
+        **video(d, channels=12),
         "encoder_hidden_states_image": d.given(B, 3, 12),
         "pose_hidden_states": d.given(B, 4, 1, 8, 8),
         "face_pixel_values": d.given(B, 3, 1, 16, 16),
@@ -99,7 +86,7 @@ def _animate(d: Draw) -> Arguments:
 
 
 def _vace(d: Draw) -> Arguments:
-    return {**_video(d), "control_hidden_states": d.given(B, 6, 2, 8, 8)}
+    return {**video(d), "control_hidden_states": d.given(B, 6, 2, 8, 8)}
 
 
 _WAN = {
@@ -125,7 +112,7 @@ _HUNYUAN = {
 }
 
 WAN = (
-    Tiny("WanTransformer3DModel", _WAN, _video),
+    Tiny("WanTransformer3DModel", _WAN, video),
     Tiny(
         "WanVACETransformer3DModel", {**_WAN, "vace_layers": [0, 1], "vace_in_channels": 6}, _vace
     ),
@@ -147,8 +134,8 @@ WAN = (
         },
         _animate,
     ),
-    Tiny("ChronoEditTransformer3DModel", _WAN, _video),
-    Tiny("SkyReelsV2Transformer3DModel", _WAN, _video),
+    Tiny("ChronoEditTransformer3DModel", _WAN, video),
+    Tiny("SkyReelsV2Transformer3DModel", _WAN, video),
     Tiny("AnyFlowTransformer3DModel", _WAN, _anyflow),
     Tiny("AnyFlowFARTransformer3DModel", {**_WAN, "chunk_partition": (1, 1)}, _anyflow_far),
     Tiny(
@@ -183,6 +170,6 @@ WAN = (
             for k, v in _HUNYUAN.items()
             if k not in ("num_refiner_layers", "pooled_projection_dim")
         },
-        _masked,
+        masked_video,
     ),
 )
