@@ -21,6 +21,7 @@ from .compiled import arrays, sampling_bundle, small_bundle
 from .fake_gpu import INFO, MOST_SAMPLES, FakeDevice, engine_bundle, fake_tensorrt
 from .samples import sample
 from .test_batching import ranged
+from .test_export_calls import bundles
 
 
 def opened(
@@ -78,6 +79,18 @@ def test_a_generation_with_a_prologue(tmp_path: Path) -> None:
     found = bundle.generate(seed=3, guidance_scale=2.0)
     expected = Bundle.open(sampling_bundle(), threads=1).generate(seed=3, guidance_scale=2.0)
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("cuda_graphs", [False, True])
+def test_two_calls_a_step(tmp_path: Path, cuda_graphs: bool) -> None:
+    """An engine that serves both calls, on the slots of each."""
+    source = bundles()[1]
+    bundle = opened(engine_bundle(source, tmp_path / "b"), cuda_graphs=cuda_graphs)
+    assert len(bundle.manifest.calls) == 2
+    for seed in (3, 4):
+        found = bundle.generate(seed=seed, guidance_scale=2.5)
+        expected = Bundle.open(source, threads=1).generate(seed=seed, guidance_scale=2.5)
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
 
 
 def test_each_weight_is_copied_once_and_scratch_is_shared(tmp_path: Path) -> None:
