@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import gc
 import multiprocessing
 import os
 import signal
@@ -133,7 +134,7 @@ def _start(job: Job, cache: EngineCache) -> tuple[Connection, ForkProcess]:
     process = context.Process(target=_work, args=(job, cache, theirs, os.getpid()), daemon=True)
     sys.stdout.flush()
     sys.stderr.flush()
-    with warnings.catch_warnings():
+    with _uncollected(), warnings.catch_warnings():
         # Python warns of forks beside threads. Those of torch and engines hold no lock here: all
         # of them sleep between operators, and the child computes on one thread of its own.
         warnings.simplefilter("ignore", DeprecationWarning)
@@ -142,7 +143,21 @@ def _start(job: Job, cache: EngineCache) -> tuple[Connection, ForkProcess]:
     return ours, process
 
 
+@contextlib.contextmanager
+def _uncollected() -> Iterator[None]:
+    """Leave garbage where it is while a process forks."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
 def _work(job: Job, cache: EngineCache, result: Connection, parent: int) -> None:
+    gc.freeze()  # an engine among the parent's garbage would wait for threads that aren't here
+    gc.enable()
     _die_with(parent)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears it and ends its children

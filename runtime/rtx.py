@@ -6,7 +6,7 @@ memory, since no two engines run at a time.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
 
@@ -65,7 +65,9 @@ class TensorRtBackend:
         placed = place(device, largest, weights, values)
         scratch = max(engine.scratch_bytes for engine in loaded.values())
         room = device.allocate(scratch, "activations")
-        shared = _Shared(manifest, device, placed, (room, scratch), self.cuda_graphs)
+        shared = _Shared(
+            manifest, device, placed, (room, scratch), self.cuda_graphs, _lasting(manifest)
+        )
         return {
             graph.name: TensorRtEngine(
                 shared, graph, loaded[graph.name], manifest.slots_of(graph.name)
@@ -84,6 +86,8 @@ class _Shared:
         addresses: of weights, slots, inputs and outputs, by name.
         scratch: address and bytes of what they need while they run.
         cuda_graphs: whether each launches its work as one graph.
+        lasting: names of values that stay as they are over the steps of a prompt.
+        held: of these the arrays that lie on the device, by name.
     """
 
     manifest: Manifest
@@ -91,6 +95,8 @@ class _Shared:
     addresses: Mapping[str, int]
     scratch: tuple[int, int]
     cuda_graphs: bool
+    lasting: frozenset[str]
+    held: dict[str, Array] = field(default_factory=dict)
 
 
 class TensorRtEngine:
@@ -135,13 +141,17 @@ class TensorRtEngine:
         }
         try:
             for name, array in arrays.items():
-                device.upload(addresses[name], array)
+                if self._shared.held.get(name) is not array:
+                    device.upload(addresses[name], array)
+                if name in self._shared.lasting:
+                    self._shared.held[name] = array
                 if name in self._loaded.ranged:
                     self._context.set_shape(name, array.shape)
             if self._runs == self._record_at:  # the first run prepares what a graph can't hold
                 self._launch = device.record(self._enqueue)
             self._launch()
             for name, array in outputs.items():
+                self._shared.held.pop(name, None)
                 device.download(array, addresses[name])
             device.synchronize()
         except EngineError as error:
@@ -151,3 +161,9 @@ class TensorRtEngine:
 
     def _enqueue(self) -> None:
         self._context.enqueue(self._shared.device.stream)
+
+
+def _lasting(manifest: Manifest) -> frozenset[str]:
+    """Return the names of the values that a prologue makes once for a prompt."""
+    prompt = None if manifest.prologue is None else manifest.prologue.prompt
+    return frozenset() if prompt is None else frozenset(info.name for info in prompt.outputs)

@@ -1,5 +1,6 @@
 """Graphs are found in the cache or built into it, here or in processes of their own."""
 
+import gc
 import multiprocessing
 import os
 import signal
@@ -52,6 +53,34 @@ def same(first: Lowered, second: Lowered) -> bool:
     return all(getattr(first, part) == getattr(second, part) for part in parts) and all(
         torch.equal(value, second.constants[name]) for name, value in first.constants.items()
     )
+
+
+class Owner:
+    """Garbage of this process, in a cycle; as an engine would, it takes another one with it."""
+
+    def __init__(self) -> None:
+        self.itself, self.process = self, os.getpid()
+
+    def __del__(self) -> None:
+        if os.getpid() != self.process:
+            os._exit(9)
+
+
+def collects() -> Lowered:
+    gc.collect()
+    return made()
+
+
+def test_garbage_of_the_parent_is_left_to_it(tmp_path: Path) -> None:
+    """An engine's threads aren't in a forked process, and its end would wait for them for ever."""
+    gc.disable()
+    try:
+        Owner()
+        found = build(jobs(collects, collects), EngineCache(tmp_path), 2, lambda *_: None)
+        assert found.keys() == {"b0", "b1"}
+        assert not gc.isenabled()
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize("workers", [1, 2])

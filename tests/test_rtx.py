@@ -1,6 +1,7 @@
 """Engines on a GPU in host memory: the numbers of ONNX Runtime, and what is refused."""
 
 import math
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -74,11 +75,21 @@ def test_batch_sizes_are_those_of_onnx_runtime(tmp_path: Path, cuda_graphs: bool
 
 
 def test_a_generation_with_a_prologue(tmp_path: Path) -> None:
-    bundle = opened(engine_bundle(sampling_bundle(), tmp_path / "b"))
-    assert bundle.manifest.prologue is not None
-    found = bundle.generate(seed=3, guidance_scale=2.0)
-    expected = Bundle.open(sampling_bundle(), threads=1).generate(seed=3, guidance_scale=2.0)
-    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
+    """What the prologue makes for a prompt is uploaded once for all steps of that prompt."""
+    device = FakeDevice()
+    bundle = opened(engine_bundle(sampling_bundle(), tmp_path / "b"), device)
+    reference = Bundle.open(sampling_bundle(), threads=1)
+    prologue = bundle.manifest.prologue
+    assert prologue is not None
+    assert prologue.prompt is not None
+    for labels in ({}, {"class_labels": np.array([1, 3])}, {"class_labels": np.array([2, 3])}):
+        before = len(device.uploads)
+        found = bundle.generate(seed=3, guidance_scale=2.0, **labels)
+        expected = reference.generate(seed=3, guidance_scale=2.0, **labels)
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
+        sent = Counter(address for address, _ in device.uploads[before:])
+        assert bundle.manifest.steps > 2
+        assert sum(count == 1 for count in sent.values()) >= len(prologue.prompt.outputs)
 
 
 @pytest.mark.parametrize("cuda_graphs", [False, True])
