@@ -22,6 +22,7 @@ __all__ = [
     "MOST_SCORES",
     "Block",
     "as_heads",
+    "attend_in_blocks",
     "blocked_window_attention",
     "blocks_of",
     "multiply_adds",
@@ -32,6 +33,7 @@ MOST_BLOCKS = 64
 MOST_SCORES = 2**25
 """Scores that one call may hold; beyond that memory grows and nothing gets faster."""
 ROW_GROUP = 16
+NO_TEXT = (0, 0)
 SMALLEST, LARGEST = 32, 208
 
 
@@ -137,30 +139,55 @@ def blocked_window_attention(
         four = [part.reshape(1, -1, *part.shape[-2:]) for part in (query, key, value)]
         output = blocked_window_attention(four[0], four[1], four[2], window, scale, most_scores)
         return output.reshape(*query.shape[:-2], *output.shape[-2:])
+    return attend_in_blocks(query, key, value, window, NO_TEXT, scale, most_scores)
+
+
+def attend_in_blocks(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    window: Window,
+    text: tuple[int, int],
+    scale: float,
+    most_scores: int,
+) -> Tensor:
+    """Return the attention of image tokens to those in their window and to all of the text.
+
+    Args:
+        query: [batch, heads, tokens, head_dim], of image tokens alone.
+        key: [batch, heads, tokens and text, head_dim].
+        value: [batch, heads, tokens and text, value_dim].
+        window: which image keys a query may see, counted among image tokens alone.
+        text: half-open range of the text among the keys, at one end of them; empty for none.
+        scale: factor on the scores.
+        most_scores: scores that one call may hold.
+    """
+    tokens, words = query.shape[2], text[1] - text[0]
     blocks = blocks_of(tokens, window)
     if len(blocks) == 1 and blocks[0].uniform:
         return functional.scaled_dot_product_attention(query, key, value, scale=scale)
     mask = None
     if not all(block.uniform for block in blocks):
-        mask = _mask(blocks[0].stop, window, query)
-    heads = query.shape[0] * query.shape[1]
-    groups = list(_groups(blocks, tokens, window, most_scores // heads))
+        mask = _mask(blocks[0].stop, window, words, query)
+    most_scores //= query.shape[0] * query.shape[1]
+    groups = list(_groups(blocks, tokens, window, words, most_scores))
     queries = torch.split(query, [group[-1].stop - group[0].start for group in groups], dim=2)
-    outputs = [
-        functional.scaled_dot_product_attention(
+    outputs = []
+    for part, group in zip(queries, groups, strict=True):
+        masked = mask is not None and not group[0].uniform
+        found = functional.scaled_dot_product_attention(
             as_heads(part, len(group)),
-            as_heads(_runs(key, group), len(group)),
-            as_heads(_runs(value, group), len(group)),
-            attn_mask=None if mask is None or group[0].uniform else _cut(mask, group[0], window),
+            as_heads(_runs(key, group, text), len(group)),
+            as_heads(_runs(value, group, text), len(group)),
+            attn_mask=_cut(mask, group[0], window, words) if masked else None,
             scale=scale,
-        ).reshape(*part.shape[:3], value.shape[3])
-        for part, group in zip(queries, groups, strict=True)
-    ]
+        )
+        outputs.append(found.reshape(*part.shape[:3], value.shape[3]))
     return torch.cat(outputs, dim=2)
 
 
 def _groups(
-    blocks: Iterable[Block], tokens: int, window: Window, most_scores: int
+    blocks: Iterable[Block], tokens: int, window: Window, words: int, most_scores: int
 ) -> Iterator[list[Block]]:
     """Yield the blocks, in order, in groups that attend together: those alike, up to a limit.
 
@@ -168,10 +195,11 @@ def _groups(
         blocks: all of them.
         tokens: length of the sequence.
         window: which keys a query may see.
+        words: text tokens that every query sees.
         most_scores: that a group may hold for one head of one sample.
     """
     size = query_block(tokens, window)
-    most = max(1, most_scores // (size * (size + 2 * window.radius)))
+    most = max(1, most_scores // (size * (size + 2 * window.radius + words)))
     group: list[Block] = []
     for block in blocks:
         whole = block.stop - block.start == size
@@ -187,16 +215,24 @@ def _groups(
         yield group
 
 
-def _runs(source: Tensor, group: Sequence[Block]) -> Tensor:
-    """Return the runs of keys or values that blocks take, one behind the other.
+def _runs(source: Tensor, group: Sequence[Block], text: tuple[int, int]) -> Tensor:
+    """Return the runs of keys or values that blocks take, one behind the other, text in front.
 
     They overlap, and are gathered by token: ONNX Runtime copies so on all its threads, a slice on
     one.
     """
-    if len(group) == 1 and group[0].last - group[0].first == source.shape[2]:
+    if text[0] == 0 and len(group) == 1 and text[1] + _width(group[0]) == source.shape[2]:
         return source
-    places = [torch.arange(b.first, b.last, device=source.device) for b in group]
+    front = text[1] if text[0] == 0 else 0
+    ranges = [(front + block.first, front + block.last) for block in group]
+    if text[0] < text[1]:
+        ranges = [part for run in ranges for part in (text, run)]
+    places = [torch.arange(*part, device=source.device) for part in ranges]
     return source.index_select(2, torch.cat(places))
+
+
+def _width(block: Block) -> int:
+    return block.last - block.first
 
 
 def as_heads(source: Tensor, count: int) -> Tensor:
@@ -205,20 +241,23 @@ def as_heads(source: Tensor, count: int) -> Tensor:
     return source.reshape(batch, heads * count, tokens // count, size)
 
 
-def _mask(size: int, window: Window, like: Tensor) -> Tensor:
-    """Return what to add to the scores of a block with `radius` keys on each side.
+def _mask(size: int, window: Window, words: int, like: Tensor) -> Tensor:
+    """Return what to add to the scores of a block with `radius` keys on each side, text in front.
 
-    [size, size + 2 radius], 0 where seen. Elsewhere the lowest finite number rather than minus
-    infinity, which not every engine's softmax takes; beside a real score it weighs exactly 0.
+    [size, words + size + 2 radius], 0 where seen. Elsewhere the lowest finite number rather than
+    minus infinity, which not every engine's softmax takes; beside a real score it weighs exactly 0.
     """
     reach = window.radius // window.block
     rows = torch.arange(size, device=like.device) // window.block
     columns = torch.arange(size + 2 * window.radius, device=like.device) // window.block - reach
     hidden = (rows[:, None] - columns[None, :]).abs() > reach
-    return hidden.to(like.dtype) * torch.finfo(like.dtype).min
+    added = hidden.to(like.dtype) * torch.finfo(like.dtype).min
+    return torch.cat([added.new_zeros(size, words), added], dim=1) if words else added
 
 
-def _cut(mask: Tensor, block: Block, window: Window) -> Tensor:
+def _cut(mask: Tensor, block: Block, window: Window, words: int) -> Tensor:
     """Return the part of the mask for a block whose keys the sequence's ends may cut off."""
-    left = block.first - (block.start - window.radius)
-    return mask[: block.stop - block.start, left : left + block.last - block.first]
+    rows = mask[: block.stop - block.start]
+    left = words + block.first - (block.start - window.radius)
+    seen = rows[:, left : left + _width(block)]
+    return torch.cat([rows[:, :words], seen], dim=1) if words else seen

@@ -75,7 +75,9 @@ def _attention(form: Windowed, most_scores: int) -> Callable[..., torch.Tensor]:
         return partial(
             blocked_window_attention, window=window, scale=scale, most_scores=most_scores
         )
-    return partial(blocked_arrow_attention, window=window, text=text, scale=scale)
+    return partial(
+        blocked_arrow_attention, window=window, text=text, scale=scale, most_scores=most_scores
+    )
 
 
 def _sources(node: fx.Node) -> list[fx.Node]:
