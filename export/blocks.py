@@ -174,12 +174,12 @@ def attend_in_blocks(
     queries = torch.split(query, [group[-1].stop - group[0].start for group in groups], dim=2)
     outputs = []
     for part, group in zip(queries, groups, strict=True):
-        masked = mask is not None and not group[0].uniform
+        masked = None if group[0].uniform else mask
         found = functional.scaled_dot_product_attention(
             as_heads(part, len(group)),
             as_heads(_runs(key, group, text), len(group)),
             as_heads(_runs(value, group, text), len(group)),
-            attn_mask=_cut(mask, group[0], window, words) if masked else None,
+            attn_mask=None if masked is None else _cut(masked, group[0], window, words),
             scale=scale,
         )
         outputs.append(found.reshape(*part.shape[:3], value.shape[3]))
