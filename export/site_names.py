@@ -24,7 +24,9 @@ def mark_sites(graph: fx.Graph, program: Program) -> None:
             node.meta[SITE] = attentions[node.name]
         elif node.target in WINDOWED:
             query = node.args[0]
-            if isinstance(query, fx.Node) and query.name in queries:
+            while isinstance(query, fx.Node) and query.name not in queries:
+                query = next(iter(query.all_input_nodes), None)  # past a mask's channels
+            if isinstance(query, fx.Node):
                 node.meta[SITE] = queries[query.name]
 
 

@@ -5,7 +5,7 @@ import torch
 from .operators import CASTS, CONVOLUTIONS, LINEAR, MATMUL, SDPA, SOFTMAX
 from .window_nodes import WINDOWED
 
-__all__ = ["DROPS_AXIS", "KEEPING", "MIXED_AXES", "ON_AXIS", "REDUCING", "SIZED"]
+__all__ = ["DROPS_AXIS", "FILLED", "KEEPING", "MIXED_AXES", "ON_AXIS", "REDUCING", "SIZED"]
 
 aten = torch.ops.aten
 
@@ -22,6 +22,7 @@ KEEPING = (
     aten.empty_like.default,
     aten.zeros_like.default,
     aten.ones_like.default,
+    aten.full_like.default,
     aten.type_as.default,
     aten.select_scatter.default,
     aten.slice_scatter.default,
@@ -52,5 +53,12 @@ ON_AXIS = (
     aten.unbind.int,
     aten.cat.default,
 )
+FILLED = (
+    aten.new_zeros.default,
+    aten.new_ones.default,
+    aten.new_full.default,
+    aten.new_empty.default,
+)
+"""Operators that take no more than a dtype and a device from their argument."""
 REDUCING = (aten.mean.dim, aten.sum.dim_IntList, aten.linalg_vector_norm.default)
 DROPS_AXIS = (aten.select.int, aten.unbind.int)

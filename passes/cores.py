@@ -6,6 +6,7 @@ import torch
 from torch import fx
 
 from .graphs import shape_of
+from .key_masks import attention_mask, mask_factors
 from .operators import CASTS, MATMUL, SDPA, SOFTMAX
 
 __all__ = ["Core", "find_core"]
@@ -52,8 +53,9 @@ def _fused(node: fx.Node) -> Core | None:
     scale = arguments.get("scale")
     factor = float(scale) if isinstance(scale, int | float) else shape_of(query)[-1] ** -0.5
     obstacle = ""
-    if arguments.get("attn_mask") is not None:
-        obstacle = "its attention has a mask"
+    mask = attention_mask(node)
+    if mask is not None and mask_factors(mask, shape_of(key)[-2]) is None:
+        obstacle = "its attention has a mask for each query"
     elif arguments.get("is_causal"):
         obstacle = "its attention is causal"
     elif arguments.get("dropout_p"):

@@ -9,7 +9,7 @@ from torch import fx
 
 from ditc.runtime.errors import PassError
 
-from .batch_rules import DROPS_AXIS, KEEPING, MIXED_AXES, ON_AXIS, REDUCING, SIZED
+from .batch_rules import DROPS_AXIS, FILLED, KEEPING, MIXED_AXES, ON_AXIS, REDUCING, SIZED
 from .graphs import BATCH_AXIS, BOTH_HALVES, LOST_AXIS, ONE_HALF, shape_of
 from .operators import is_pointwise
 
@@ -127,7 +127,7 @@ def batch_axes(graph: fx.Graph, sources: Sequence[fx.Node], batch: int) -> dict[
         elif node.meta.get(BATCH_AXIS, node.meta.get(BOTH_HALVES)) is not None:
             axes.axis[node] = node.meta.get(BATCH_AXIS, node.meta.get(BOTH_HALVES))
             continue
-        if node.op != "call_function" or ONE_HALF in node.meta:
+        if node.op != "call_function" or ONE_HALF in node.meta or node.target in FILLED:
             continue
         if any(arg in lost for arg in node.all_input_nodes):
             lost.add(node)

@@ -7,8 +7,11 @@ from typing import ClassVar
 import torch
 from torch import fx
 
+from ditc.runtime.errors import PassError
+
 from .base import Pass
 from .graphs import add_outputs, call, find, shape_of
+from .key_masks import attention_mask, mask_factors, with_mask
 from .program import Site
 from .window import SiteWindow
 from .window_nodes import Windowed, add_windowed
@@ -48,8 +51,7 @@ class KeepSlots(Pass):
         attention = find(graph, site.attention)
         if attention is None or not _first_write(graph, f"{site.name}.residual"):
             return 0
-        with graph.inserting_after(attention):
-            windowed = window_call(graph, site, self.windows[site.name])
+        windowed = window_call(graph, site, self.windows[site.name], attention)
         with graph.inserting_after(windowed):
             residual = call(graph, aten.sub.Tensor, attention, windowed)
         add_outputs(graph, [residual])
@@ -72,16 +74,28 @@ def _first_write(graph: fx.Graph, slot: str) -> bool:
     return slot not in written
 
 
-def window_call(graph: fx.Graph, site: Site, window: SiteWindow) -> fx.Node:
+def window_call(graph: fx.Graph, site: Site, window: SiteWindow, attention: fx.Node) -> fx.Node:
     """Add the window attention of a site's query, key and value behind the attention.
 
+    A mask of the attention holds in the window too.
+
     Raises:
-        PassError: if the graph doesn't have them any more.
+        PassError: if the attention has a mask for each query.
     """
     named = [find(graph, name) for name in (site.query, site.key, site.value)]
     inputs = [node for node in named if node is not None]
-    heads = [_as_many_heads(graph, node, inputs[0]) for node in inputs]
-    return add_windowed(graph, heads, Windowed(window, site.scale, site.text))
+    with graph.inserting_before(attention.next):
+        heads = [_as_many_heads(graph, node, inputs[0]) for node in inputs]
+        mask = attention_mask(attention)
+        if mask is not None:
+            factors = mask_factors(mask, site.context_tokens)
+            if factors is None:
+                raise PassError(
+                    f"site {site.name}: {mask.name} masks keys for each query, so it can have no "
+                    "window: use another method than wa-rs there"
+                )
+            heads[:2] = with_mask(graph, factors, heads[0], heads[1], site.scale)
+        return add_windowed(graph, heads, Windowed(window, site.scale, site.text))
 
 
 def _as_many_heads(graph: fx.Graph, node: fx.Node, query: fx.Node) -> fx.Node:

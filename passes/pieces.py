@@ -200,8 +200,7 @@ def _windowed(program: Program, front: Sequence[fx.Node], site: Site, window: Si
     graph = piece.module.graph
     attention = find(graph, site.attention)
     assert attention is not None
-    with graph.inserting_after(attention):
-        windowed = window_call(graph, site, window)
+    windowed = window_call(graph, site, window, attention)
     attention.replace_all_uses_with(windowed)
     run((RemoveDeadCode(),), piece.module)
     return Piece(piece.module, piece.inputs, piece.outputs, multiply_adds(graph))

@@ -9,6 +9,7 @@ from torch import fx
 from ditc.runtime.errors import PassError
 
 from .base import Pass
+from .batch_rules import FILLED
 from .graphs import BATCH_AXIS, SLOT, call, infer
 from .halving import BatchAxes, batch_axes
 from .program import CfgLayout, Site
@@ -105,10 +106,11 @@ class _Layout:
         self._batch = batch
         inputs = [node for node in graph.find_nodes(op="placeholder") if _is_batched(node, batch)]
         self._axes = batch_axes(graph, inputs, batch)
-        self._constants = {*_unread_biases(graph), *_expanded(graph)}
+        self._constants = {*_unread_biases(graph), *_expanded(graph), *_filled(graph)}
         self._dependent = {*inputs, *_made_before(graph)}
         for node in graph.nodes:
-            if any(arg in self._dependent for arg in node.all_input_nodes):
+            takes = any(arg in self._dependent for arg in node.all_input_nodes)
+            if takes and node.target not in FILLED:
                 self._dependent.add(node)
 
     def add(self, node: fx.Node) -> None:
@@ -158,6 +160,11 @@ def _expanded(graph: fx.Graph) -> list[fx.Node]:
     """Return values expanded along their first axis: its entries are equal, so are its halves."""
     nodes = graph.find_nodes(op="call_function", target=aten.expand.default)
     return [node for node in nodes if _was_one(node)]
+
+
+def _filled(graph: fx.Graph) -> list[fx.Node]:
+    """Return values that are the same everywhere."""
+    return [node for node in graph.nodes if node.target in FILLED]
 
 
 def _was_one(node: fx.Node) -> bool:

@@ -16,6 +16,7 @@ from .dependence import levels
 from .graphs import BATCH_AXIS, LOST_AXIS, copy_module, find, flat_outputs, weight
 from .halving import batch_axes
 from .identity import in_batch
+from .key_masks import joining
 from .program import Program, Site
 from .prologue import Part, Prologue, Value
 from .sites import region
@@ -76,11 +77,18 @@ def _cut(program: Program, steps: int) -> Cut:
 
 
 def _pinned(program: Program) -> set[fx.Node]:
-    """Return the nodes of the sites that plans compress, and what the program returns."""
+    """Return the nodes of the sites that plans compress, and what the program returns.
+
+    What joins the factors of a mask stays too: a window needs these.
+    """
     graph = program.graph_module.graph
-    sites = (site for site in program.sites if site.eligible)
-    inside = {node for site in sites for node in region(graph, site.projections, site.exits)}
-    return inside | set(flat_outputs(graph))
+    pinned = set(flat_outputs(graph))
+    for site in program.sites:
+        attention = find(graph, site.attention)
+        if site.eligible and attention is not None:
+            pinned.update(region(graph, site.projections, site.exits))
+            pinned.update(joining(attention, site.context_tokens))
+    return pinned
 
 
 def _moving(graph: fx.Graph) -> set[fx.Node]:

@@ -8,11 +8,11 @@ from ditc.runtime.errors import PassError
 
 from .cores import Core, find_core
 from .graphs import shape_of
-from .operators import SDPA
+from .key_masks import attention_mask
 from .ordering import Ordering
 from .token_axis import TokenAxis, moved
 from .token_rules import step
-from .token_step import Held, MixedError, given
+from .token_step import Held, MixedError
 
 __all__ = ["Following"]
 
@@ -88,7 +88,7 @@ class Following:
         if key != value or (query is not None and rows is None and query != key):
             raise PassError(f"{node.name} attends among tokens in different orders")
         self.axes[node] = query
-        mask = _mask(core)
+        mask = attention_mask(core.output)
         if core.obstacle and mask is None:
             raise PassError(f"{node.name} has a mask that isn't an operand of its own")
         if mask is None:
@@ -123,13 +123,6 @@ class Following:
 
 def _at(held: Held, dim: int) -> TokenAxis | None:
     return held if isinstance(held, TokenAxis) and held.dim == dim else None
-
-
-def _mask(core: Core) -> fx.Node | None:
-    if core.output.target is not SDPA:
-        return None
-    mask = given(core.output, 3, "attn_mask")
-    return mask if isinstance(mask, fx.Node) else None
 
 
 def _inside(core: Core) -> set[fx.Node]:

@@ -39,8 +39,7 @@ class WindowAttention(Pass):
         if attention is None or not attention.users:
             return 0
         residual = add_lookup(graph, residual_slot(graph, site))
-        with graph.inserting_after(attention):
-            windowed = window_call(graph, site, self.windows[site.name])
+        windowed = window_call(graph, site, self.windows[site.name], attention)
         with graph.inserting_after(windowed):
             output = call(graph, torch.ops.aten.add.Tensor, windowed, residual)
         attention.replace_all_uses_with(output)

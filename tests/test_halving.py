@@ -149,3 +149,33 @@ def test_means_over_the_batch_are_refused() -> None:
 def test_layouts_in_which_halves_are_no_halves_of_an_axis(split) -> None:
     with pytest.raises(PassError, match=r"pass share-cfg: node (un)?flatten"):
         run(split, "asc")
+
+
+class _Weighted(nn.Module):
+    """What an attention takes is weighted by ones, of which there are as many as samples."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = models.SdpaAttention(16, HEADS)
+
+    def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        first, *_ = x.new_ones(models.BATCH).unbind(0)
+        return (
+            x
+            + self.attention(torch.cat([x * first + t[:, None, None], x.new_zeros(4, 2, 16)], 1))[
+                :, :25
+            ]
+        )
+
+
+def test_values_that_are_the_same_everywhere_hold_no_batch() -> None:
+    module = models.randomised(_Weighted())
+    program = capture(module, models.plain_kwargs(), cfg="uncond-first")
+    plan = Plan.uniform(program, 3, "asc")
+    session = TorchSession(schedule(program, plan))
+    cells = [{"attention": str(row["attention"])} for row in plan.cells]
+    eager = Eager(module, {"attention": "attention"}, cells, {"attention": (3, 1)}, "uncond-first")
+    for step in range(3):
+        kwargs = models.plain_kwargs(step)
+        (expected,) = eager(step, **kwargs)
+        assert (session(step, **kwargs) - expected).abs().max() <= 1e-5 * expected.abs().max()

@@ -119,7 +119,7 @@ MASK = torch.ones(25, 25, dtype=torch.bool)
 @pytest.mark.parametrize(
     ("attend", "reason"),
     [
-        (sdpa(attn_mask=MASK), "its attention has a mask"),
+        (sdpa(attn_mask=MASK), "its attention has a mask for each query"),
         (sdpa(is_causal=True), "its attention is causal"),
         (written(lambda scores: scores * 0.5 + torch.zeros(25, 25)), "its attention has a mask"),
     ],

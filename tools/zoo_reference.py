@@ -17,7 +17,10 @@ from torch.utils import _pytree as pytree
 __all__ = ["Intercepted", "arrow_mask"]
 
 ATTENTION: Callable[..., object] = functional.scaled_dot_product_attention
+LINEAR: Callable[..., object] = functional.linear
 NORM: Callable[..., object] = torch.linalg.vector_norm
+HIDDEN = -1e6
+"""Of keys that the model hides; a query that a window shows no others sees these."""
 Heads = torch.Tensor
 """`[..., heads, tokens, head_dim]`."""
 
@@ -55,7 +58,8 @@ class Intercepted(TorchFunctionMode):
         sites: name of each attention with its numbers of queries and keys, in the order in which
             they run; attentions inside torch's own modules are passed by.
         cells: for each step the method of each site, as plain text; full where there is none.
-        windows: (radius, block) of each site that may have one.
+        windows: (radius, block) of each site that may have one, or `[tokens, tokens]`: whether
+            query i sees key j.
         texts: half-open range of text tokens of each site that has some.
         cfg: `cond-first`, `uncond-first` or None.
         fused: whether modules of attention do more than attention, so that only the attention
@@ -67,7 +71,7 @@ class Intercepted(TorchFunctionMode):
         module: torch.nn.Module,
         sites: Sequence[tuple[str, int, int]],
         cells: Sequence[Mapping[str, str]],
-        windows: Mapping[str, tuple[int, int]],
+        windows: Mapping[str, tuple[int, int] | torch.Tensor],
         texts: Mapping[str, tuple[int, int]],
         cfg: str | None,
         *,
@@ -112,6 +116,8 @@ class Intercepted(TorchFunctionMode):
         given = dict(kwargs or {})
         if func is NORM and given.get("dtype") is not None:
             given["dtype"] = torch.float64  # of numbers in fp64, which it must not narrow
+        if func is LINEAR:
+            return func(*_widened(args), **given)
         if func is not ATTENTION:
             return func(*args, **given)
         names = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
@@ -144,19 +150,28 @@ class Intercepted(TorchFunctionMode):
         parts = [_heads(given[name]) for name in ("query", "key", "value")]
         if shares:
             parts = [self._conditional(part) for part in parts]
-        mask = arrow_mask(parts[0].shape[-2], self.windows[site], self.texts.get(site, (0, 0)))
+        mask = self._visible(site, parts[0].shape[-2])
         scale = given.get("scale")
         factor = float(scale) if isinstance(scale, int | float) else parts[0].shape[-1] ** -0.5
-        windowed = _attend(parts, mask, factor)
+        bias = given.get("attn_mask")
+        if shares and isinstance(bias, torch.Tensor) and bias.dim() > 2 and len(bias) > 1:
+            bias = self._conditional(bias)
+        windowed = _attend(parts, mask, factor, bias)
         if "wa-rs" in method:
             assert state.residual is not None
             kept = self._conditional(state.residual) if shares else state.residual
             output = windowed + kept
         else:
-            output = _attend(parts, torch.ones_like(mask), factor)
+            output = _attend(parts, torch.ones_like(mask), factor, bias)
             state.residual = self._both(output - windowed, shares)
         state.output = self._both(output, shares)
         return state.output
+
+    def _visible(self, site: str, tokens: int) -> torch.Tensor:
+        window = self.windows[site]
+        if isinstance(window, torch.Tensor):
+            return window
+        return arrow_mask(tokens, window, self.texts.get(site, (0, 0)))
 
     def _conditional(self, x: Heads) -> Heads:
         first, second = x.chunk(2)
@@ -166,7 +181,8 @@ class Intercepted(TorchFunctionMode):
         return torch.cat([x, x]) if shared else x
 
 
-def _attend(parts: Sequence[Heads], mask: torch.Tensor, scale: float) -> Heads:
+def _attend(parts: Sequence[Heads], mask: torch.Tensor, scale: float, bias: object) -> Heads:
+    """Attend under a mask, and under what the model masks or adds to the scores."""
     query, key, value = parts
     groups = query.shape[-3] // key.shape[-3] if query.dim() > 3 else 1
     if groups > 1:
@@ -178,6 +194,10 @@ def _attend(parts: Sequence[Heads], mask: torch.Tensor, scale: float) -> Heads:
             for part in (key, value)
         )
     scores = torch.einsum("...qd,...kd->...qk", query, key) * scale
+    if isinstance(bias, torch.Tensor) and bias.dtype is torch.bool:
+        scores = scores + (~bias) * HIDDEN
+    elif isinstance(bias, torch.Tensor):
+        scores = scores + bias
     weights = torch.softmax(scores.masked_fill(~mask, float("-inf")), dim=-1)
     return torch.einsum("...qk,...kd->...qd", weights, value)
 
@@ -185,6 +205,14 @@ def _attend(parts: Sequence[Heads], mask: torch.Tensor, scale: float) -> Heads:
 def _heads(value: object) -> Heads:
     assert isinstance(value, torch.Tensor)
     return value
+
+
+def _widened(args: tuple[object, ...]) -> tuple[object, ...]:
+    """Return a projection's arguments, what the model itself narrowed as wide as the weight."""
+    value, weight, *more = args
+    assert isinstance(value, torch.Tensor)
+    assert isinstance(weight, torch.Tensor)
+    return (value.to(weight.dtype), weight, *more)
 
 
 def _double(leaf: object) -> object:
