@@ -23,6 +23,7 @@ from ditc.runtime.errors import LoweringError, PassError
 
 from .blocks import MOST_SCORES
 from .cast_weights import CastWeights
+from .choose_by_logic import ChooseByLogic
 from .drop_squeezes import DropSqueezes
 from .expand_masks import ExpandMasks
 from .fold_constants import FoldConstants
@@ -30,6 +31,7 @@ from .lower_windows import LowerWindows
 from .lowered import Lowered, Source
 from .simplify import simplify
 from .site_names import mark_sites, name_attentions, sites_of
+from .split_complex import SplitComplex
 from .stripping import strip
 from .tensors import constant_name
 from .transpose_weights import TransposeWeights
@@ -49,6 +51,8 @@ CASTS = ("float16", "bfloat16", "float32")
 def _pipeline(most_scores: int) -> tuple[Pass, ...]:
     return (
         FoldConstants(),
+        SplitComplex(),
+        ChooseByLogic(),
         LowerWindows(most_scores),
         DropSqueezes(),
         ExpandMasks(),

@@ -86,4 +86,6 @@ def _lower(name: str, part: Part, program: Program) -> Lowered:
 
 
 def _key(part: Part, precision: str) -> str:
-    return key_of("onnx", precision, "prologue", part.inputs, graph_digest(part.graph_module.graph))
+    names = [value.name for value in part.values]  # which the graph doesn't say
+    digest = graph_digest(part.graph_module.graph)
+    return key_of("onnx", precision, "prologue", part.inputs, names, digest)

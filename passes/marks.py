@@ -18,7 +18,7 @@ from ditc.runtime.errors import PassError
 from .graphs import shape_of, weight
 from .operators import CASTS, LINEAR, MATMUL, SDPA, SOFTMAX, activation_of, is_pointwise
 
-__all__ = ["Marks", "any_of"]
+__all__ = ["MOVES", "Marks", "any_of"]
 
 aten = torch.ops.aten
 Mark = torch.Tensor

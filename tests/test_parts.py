@@ -1,5 +1,6 @@
 """Prologues in bundles: weights no bucket reads, and steps that compute what they did."""
 
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -9,7 +10,9 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from torch.utils import _pytree as pytree
 
 from ditc.export import compile as compile_bundle
+from ditc.export.parts import part_jobs
 from ditc.passes import TorchSession, schedule
+from ditc.passes.splitting import split_prologue
 from ditc.runtime import Bundle
 from ditc.tools.cli import main
 
@@ -111,6 +114,20 @@ def test_equal_programs_give_equal_bytes(tmp_path: Path) -> None:
     told.clear()
     compile_bundle(sched, tmp_path / "again", cache=tmp_path / "cache", log=told.append)
     assert all(line.endswith("found in the cache") for line in told)
+
+
+def test_equal_graphs_whose_values_have_other_names_are_kept_apart() -> None:
+    program = split_prologue(sample("pixart", "cond-first").program, STEPS)
+    assert program.prologue is not None
+    prompt = program.prologue.prompt
+    assert prompt is not None
+    renamed = tuple(replace(value, name=f"{value.name}_too") for value in prompt.values)
+    other = replace(program.prologue, prompt=replace(prompt, values=renamed))
+    first, second = (
+        {job.name: job.key for job in part_jobs(made, "fp32")}
+        for made in (program, replace(program, prologue=other))
+    )
+    assert {name for name in first if first[name] != second[name]} == {"prologue-prompt"}
 
 
 def test_inspect_tells(capsys: pytest.CaptureFixture[str]) -> None:
