@@ -1,12 +1,13 @@
 """Tile windows as dense blocks: tiles that see as many tokens attend together, as heads do.
 
-Tokens lie tile by tile, so what a tile sees are whole runs of them. Where the tile divides the
-grid all tiles are alike: keys and values are gathered once each, and nothing is masked. Where it
+Tokens lie tile by tile, so what a tile sees are whole runs of them. Keys and values are gathered
+once each, and nothing is masked. Where the tile divides the grid all tiles are alike. Where it
 doesn't, the smaller tiles at the edges make further groups, whose queries are put side by side.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -21,6 +22,26 @@ from .blocks import MOST_SCORES, as_heads
 __all__ = ["blocked_tile_attention"]
 
 Run = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Tiles that attend together.
+
+    Attributes:
+        queries: of each.
+        keys: that each sees, text among them.
+        tiles: which.
+    """
+
+    queries: int
+    keys: int
+    tiles: tuple[int, ...]
+
+    @property
+    def scores(self) -> int:
+        """Of one head of one sample."""
+        return len(self.tiles) * self.queries * self.keys
 
 
 def blocked_tile_attention(
@@ -98,28 +119,39 @@ def _image(
     most_scores: int,
 ) -> Tensor:
     """Return the attention of image tokens, which `query` holds alone, in tile order."""
-    groups = list(_groups(window, text, most_scores // (query.shape[0] * query.shape[1])))
-    tiles = [tile for group in groups for tile in group]
+    most = most_scores // (query.shape[0] * query.shape[1])
+    groups = list(_groups(window, text, most))
+    tiles = [tile for group in groups for tile in group.tiles]
     ordered = tiles == sorted(tiles)
     ranges = window.layout.ranges
     places = _places([ranges[tile] for tile in tiles], query)
-    queries = query if ordered else query.index_select(2, places)
-    sizes = [sum(ranges[t][1] - ranges[t][0] for t in group) for group in groups]
-    parts = torch.split(queries, sizes, dim=2)
-    outputs = [
-        functional.scaled_dot_product_attention(
-            as_heads(part, len(group)),
-            _seen(key, group, window, text),
-            _seen(value, group, window, text),
-            scale=scale,
-        ).reshape(*part.shape[:3], value.shape[3])
-        for part, group in zip(parts, groups, strict=True)
-    ]
+    queries = iter(
+        torch.split(
+            query if ordered else query.index_select(2, places),
+            [len(group.tiles) * group.queries for group in groups],
+            dim=2,
+        )
+    )
+    outputs: list[Tensor] = []
+    for pack in _packs(groups, most):
+        sizes = [len(group.tiles) * group.keys for group in pack]
+        keys, values = (
+            torch.split(_seen(source, pack, window, text), sizes, dim=2) for source in (key, value)
+        )
+        for group, own_keys, own_values in zip(pack, keys, values, strict=True):
+            part, count = next(queries), len(group.tiles)
+            output = functional.scaled_dot_product_attention(
+                as_heads(part, count),
+                as_heads(own_keys, count),
+                as_heads(own_values, count),
+                scale=scale,
+            )
+            outputs.append(output.reshape(*part.shape[:3], value.shape[3]))
     output = torch.cat(outputs, dim=2)
     return output if ordered else output.index_select(2, places.argsort())
 
 
-def _groups(window: TileWindow, text: tuple[int, int], most_scores: int) -> Iterator[list[int]]:
+def _groups(window: TileWindow, text: Run, most_scores: int) -> Iterator[_Group]:
     """Yield the tiles in groups that attend together: as many queries and keys, up to a limit.
 
     Args:
@@ -134,19 +166,28 @@ def _groups(window: TileWindow, text: tuple[int, int], most_scores: int) -> Iter
     for (queries, keys), tiles in alike.items():
         most = max(1, most_scores // (queries * keys))
         for start in range(0, len(tiles), most):
-            yield tiles[start : start + most]
+            yield _Group(queries, keys, tuple(tiles[start : start + most]))
 
 
-def _seen(
-    source: Tensor, group: Sequence[int], window: TileWindow, text: tuple[int, int]
-) -> Tensor:
-    """Return what the tiles of a group see of keys or values, each tile's as heads of its own.
+def _packs(groups: Iterable[_Group], most_scores: int) -> Iterator[list[_Group]]:
+    """Yield groups, in order, whose keys are gathered at once: as many as make that many scores."""
+    pack: list[_Group] = []
+    for group in groups:
+        if pack and sum(one.scores for one in (*pack, group)) > most_scores:
+            yield pack
+            pack = []
+        pack.append(group)
+    yield pack
+
+
+def _seen(source: Tensor, pack: Sequence[_Group], window: TileWindow, text: Run) -> Tensor:
+    """Return what the tiles of groups see of keys or values, tile behind tile.
 
     Gathered by runs as long as all of them allow: a whole tile at a time where tiles are alike.
     """
     first = text[1] if text[0] == 0 else 0
     runs: list[Run] = []
-    for tile in group:
+    for tile in (tile for group in pack for tile in group.tiles):
         near = [(first + start, first + stop) for start, stop in window.runs[tile]]
         runs.extend([*near, text] if text[0] != text[1] else near)
     batch, heads, tokens, size = source.shape
@@ -154,7 +195,7 @@ def _seen(
     whole = source.reshape(batch, heads, tokens // unit, unit * size)
     places = _places([(start // unit, stop // unit) for start, stop in runs], source)
     gathered = whole.index_select(2, places)
-    return as_heads(gathered.reshape(batch, heads, places.shape[0] * unit, size), len(group))
+    return gathered.reshape(batch, heads, places.shape[0] * unit, size)
 
 
 def _places(runs: Sequence[Run], like: Tensor) -> Tensor:

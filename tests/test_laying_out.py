@@ -14,15 +14,19 @@ from ditc.passes import (
     TileLayout,
     TileWindow,
     TorchSession,
+    Window,
     capture,
     schedule,
     with_tile_layout,
 )
 from ditc.passes.graphs import find
 from ditc.passes.sites import region
+from ditc.passes.window import SiteWindow
 from ditc.runtime import Bundle
 from ditc.runtime.errors import PassError, PlanError
+from ditc.tools.windows import WindowChoice, windowed, with_windows
 from ditc.tools.zoo import ZOO
+from ditc.tools.zoo_reference import Intercepted
 from ditc.tools.zoo_trial import captured
 
 from . import models
@@ -136,6 +140,75 @@ def test_joint_temporal_and_video(title: str, tile: tuple[int, ...], laid: int) 
     assert sum(site.tiles is not None for site in found.sites) == laid
     assert not any("index_select" in node for node in inside(found))
     assert not [name for name in moved(found) if name.startswith(("getitem", "empty_like"))]
+
+
+TEXTS = {
+    "FluxTransformer2DModel (dev)": (0, 6),
+    "SD3Transformer2DModel": (16, 22),
+    "CogVideoXTransformer3DModel": (0, 6),
+    "Kandinsky5Transformer3DModel": (0, 0),
+}
+"""Where the text is at the sites with most tokens, as the models' own code joins it."""
+
+
+SHARING = {"SD3Transformer2DModel", "CogVideoXTransformer3DModel"}
+
+
+@pytest.mark.parametrize("title", TEXTS)
+@pytest.mark.filterwarnings("ignore")
+def test_text_sees_and_is_seen_by_all_under_tiles(title: str) -> None:
+    tiny = next(tiny for tiny in ZOO if tiny.title == title)
+    module, program = captured(tiny)
+    grid = program.grid
+    assert grid is not None
+    tile = (1,) * (len(grid) - 2) + (2, 3)
+    laid, windows = windowed(program, WindowChoice(tile=tile, reach=(0,) * len(tile)))
+    plan = with_windows(Plan.uniform(laid, 3, "wa-rs"), windows)
+    if title in SHARING:
+        plan = plan.replace(2, plan.sites[0], "wa-rs+asc")
+    longest = max(site.tokens for site in laid.sites if site.eligible)
+    tiled = [site for site in laid.sites if site.tiles is not None]
+    joined = [site for site in tiled if site.tokens == longest]
+    assert {site.text for site in joined} == {TEXTS[title]}
+    masks = {site.name: joint_mask(site.tokens, site.text, windows[site.name]) for site in tiled}
+    bands = {
+        name: (window.radius, window.block)
+        for name, window in windows.items()
+        if isinstance(window, Window)
+    }
+    eager = Intercepted(
+        module,
+        [(site.name, site.tokens, site.context_tokens) for site in program.sites],
+        [{site: str(method) for site, method in row.items()} for row in plan.cells],
+        {**masks, **bands},
+        {site.name: site.text for site in program.sites},
+        tiny.cfg,
+        fused=tiny.fused,
+    )
+    session = TorchSession(schedule(program, plan))
+    for step in range(plan.steps):
+        kwargs = tiny.kwargs(step)
+        assert error(session(step, **kwargs), eager.run(step, kwargs)) <= 1e-5
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_samples_that_are_joined_one_by_one_are_refused() -> None:
+    tiny = next(tiny for tiny in ZOO if tiny.title == "Lumina2Transformer2DModel")
+    _, program = captured(tiny)
+    with pytest.raises(PassError, match=r"aten.slice_scatter.default.*; use a band instead"):
+        with_tile_layout(program, (2, 3))
+
+
+def joint_mask(tokens: int, text: tuple[int, int], window: SiteWindow) -> torch.Tensor:
+    """Return `[tokens, tokens]`: text sees and is seen by all, image tokens see their tiles."""
+    assert isinstance(window, TileWindow)
+    image = torch.ones(tokens, dtype=torch.bool)
+    image[slice(*text)] = False
+    mask = torch.ones(tokens, tokens, dtype=torch.bool)
+    near = tile_mask(window.grid, window.tile, window.reach)
+    assert not near.all()
+    mask[image[:, None] & image[None, :]] = near.flatten()
+    return mask
 
 
 class _Mixing(nn.Module):

@@ -7,7 +7,6 @@ import pytest
 from ditc.passes import Plan, TileWindow, Window
 from ditc.runtime.errors import DitcError
 from ditc.tools import arguments
-from ditc.tools.bench_tiles import band_as_dense, main
 from ditc.tools.windows import WindowChoice, parse_window, windowed, with_windows
 
 from .samples import sample
@@ -64,22 +63,3 @@ def test_no_choice_is_the_default_band() -> None:
     same, windows = windowed(program, None)
     assert same is program
     assert set(windows.values()) == {Window(3)}
-
-
-def test_bands_as_dense_as_tiles() -> None:
-    window = TileWindow((16, 16), (4, 4), (1, 1))
-    band = band_as_dense(window)
-    assert band.pairs(256) >= window.pairs(256) > Window(band.radius - 1).pairs(256)
-
-
-def test_the_bench_of_tiles(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["--tiles", "tile:4x4", "--steps", "2"]) == 0
-    tiles, band = capsys.readouterr().out.splitlines()[2:]
-    ours, theirs = ([cell.strip() for cell in row.split("|")] for row in (tiles, band))
-    assert ours[1:3] == ["`tile:4x4`", "56.2%"]
-    assert theirs[1] == "`band:87`"
-    assert all(0 < float(loss) < 1 for loss in (*ours[3:5], *theirs[3:5]))
-    moved = [[float(count) for count in row[5].split(",")] for row in (ours, theirs)]
-    assert all(a <= b for a, b in zip(*moved, strict=True))
-    assert main(["--tiles", "band"]) == 1
-    assert "isn't of tiles" in capsys.readouterr().err

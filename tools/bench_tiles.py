@@ -43,11 +43,13 @@ from .space import space_of
 from .trajectory import Trajectory
 from .windows import parse_window, windowed
 
-__all__ = ["Row", "band_as_dense", "main", "markdown", "moves", "row", "rows"]
+__all__ = ["MOVING", "Row", "band_as_dense", "main", "markdown", "moves", "row", "rows"]
 
 TILES = "tile:2x2,tile:4x2,tile:2x2:2,tile:4x4"
 EVERY = 3
 """Steps from one full one to the next in the plan."""
+MOVING = ("Gather", "Transpose", "Slice", "Split", "Concat")
+"""Operators of ONNX that move tokens."""
 NEVER = 1e-12
 """A threshold that no candidate stays under."""
 
@@ -61,7 +63,7 @@ class Row:
         density: visible share of all pairs.
         site_loss: mean loss of one site in the window, over all sites and steps behind the first.
         plan_loss: of the latents of the plan, against uncompressed ones.
-        moves: `Gather` and `Transpose` operators that a site in the window has more than a full
+        moves: operators of each kind of `MOVING` that a site in the window has more than a full
             one, in the lowered graph.
     """
 
@@ -84,7 +86,7 @@ def moves(program: Program, windows: Mapping[str, SiteWindow]) -> Mapping[str, f
     plan = replace(Plan.uniform(program, 2, Method.WA_RS), windows=dict(windows))
     plain = _operators(schedule(program, Plan.uniform(program, 1, Method.FULL)).bucket_of(0))
     windowed = _operators(schedule(program, plan).bucket_of(1))
-    return {kind: (windowed[kind] - plain[kind]) / len(windows) for kind in ("Gather", "Transpose")}
+    return {kind: (windowed[kind] - plain[kind]) / len(windows) for kind in MOVING}
 
 
 def _operators(bucket: Bucket) -> Counter[str]:
@@ -142,7 +144,7 @@ def markdown(found: Iterable[Row]) -> Iterator[str]:
     """Yield the rows as lines of a table in Markdown."""
     yield (
         "| window | density | loss of `wa-rs` at one site | loss of a plan's latents "
-        "| Gather, Transpose a site |"
+        f"| {', '.join(MOVING)} a site |"
     )
     yield "|---|---:|---:|---:|---:|"
     for entry in found:
