@@ -8,6 +8,7 @@ import torch
 
 from ditc.passes.fingerprint import program_digest
 from ditc.runtime.errors import CaptureError, DitcError
+from ditc.tools.cli import main
 from ditc.tools.models import load_recording
 from ditc.tools.pipelines import open_pipeline
 
@@ -58,3 +59,18 @@ def test_a_configuration_of_another_model(folder: Path, tmp_path: Path) -> None:
 def test_a_folder_that_is_no_pipeline(tmp_path: Path) -> None:
     with pytest.raises(DitcError, match="is neither 'demo', a pipeline folder"):
         load_recording(str(tmp_path), 4, CALL, None, loaded=False)
+
+
+def test_a_hub_that_can_not_be_reached(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As far as the download: what stands in its way is told in one line."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    arguments = ["search", "facebook/DiT-XL-2-512", "--steps", "20", "--call", json.dumps(CALL)]
+    assert main([*arguments, "-o", str(tmp_path / "plan.json")]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(
+        "ditc: model facebook/DiT-XL-2-512: is neither 'demo', a pipeline folder"
+    )
+    assert "stacktrace" not in line
+    assert list(tmp_path.iterdir()) == []

@@ -16,6 +16,8 @@ from ditc.export import compile as compile_bundle
 from ditc.passes import Plan, Program, Window, record, schedule
 from ditc.passes.recording import Recording
 from ditc.runtime import Bundle
+from ditc.runtime.diffusers import attach, detach
+from ditc.runtime.errors import EngineError
 from ditc.tools.cli import main
 from ditc.tools.models import load_recording
 from ditc.tools.open_sora import STDiT2, STDiT3
@@ -128,7 +130,16 @@ def test_a_bundle_samples_as_the_pipeline(
         guidance_scale=SCALE, latents=latents(program).numpy(), noise=draws(program)
     )
     expected = sampled(pipe, kind, program)
-    assert np.abs(found - expected).max() <= 1e-3 * np.abs(expected).max()
+    pipe.transformer = recording.module
+    attach(pipe, bundle)
+    attached = sampled(pipe, kind, program)
+    detach(pipe)
+    assert pipe.transformer is recording.module
+    effect = np.abs(sampled(pipe, kind, program) - expected).max()
+    limit = 1e-3 * np.abs(expected).max()
+    assert (effect > 0) == mixed
+    for ours in (found, attached):
+        assert np.abs(ours - expected).max() <= (min(limit, effect / 10) if mixed else limit)
 
 
 def test_without_guidance_there_is_one_half() -> None:
@@ -160,6 +171,25 @@ def test_frames_are_decoded_one_by_one() -> None:
         still = vae.decode(video.latents[:, :, 1] / vae.config.scaling_factor).sample
     expected = ((still[0].permute(1, 2, 0) / 2 + 0.5).clamp(0, 1) * 255).numpy()
     assert np.abs(video.frames[0, 1] - expected).max() <= 0.5 + 1e-3
+
+
+def test_videos_with_a_bundle_attached(tmp_path: Path) -> None:
+    pipe = pipeline(STDiT2)
+    pipe.vae = autoencoder()
+    program = recorded(STDiT2, pipe).capture()
+    sched = schedule(program, Plan.uniform(program, STEPS, "full"))
+    bundle = Bundle.open(compile_bundle(sched, tmp_path / "bundle", jobs=1), threads=1)
+    before = pipe(**call(STDiT2), generator=torch.Generator().manual_seed(0)).frames
+    attach(pipe, bundle)
+    after = pipe(**call(STDiT2), generator=torch.Generator().manual_seed(0)).frames
+    assert before.std() > 5
+    assert np.abs(after.astype(int) - before).max() <= 1
+    with pytest.raises(EngineError, match="another resolution or length"):
+        pipe(**{**call(STDiT2), "num_frames": 4})
+    with pytest.raises(EngineError, match="has 2 steps, the bundle's plan 3"):
+        pipe(**{**call(STDiT2), "num_inference_steps": 2})
+    with pytest.raises(EngineError, match="guidance is off"):
+        pipe(**{**call(STDiT2), "guidance_scale": 1.0})
 
 
 def test_captions_need_a_text_encoder() -> None:

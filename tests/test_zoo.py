@@ -1,12 +1,15 @@
 """The zoo: every transformer of diffusers is captured or refused; families under every method."""
 
+from pathlib import Path
+
 import pytest
 
 from ditc.passes import Program, capture
 from ditc.passes.fingerprint import program_digest
 from ditc.runtime.errors import CaptureError
-from ditc.tools.zoo import ZOO, faults, left_out, table
+from ditc.tools.zoo import ZOO, left_out, main
 from ditc.tools.zoo_entry import Tiny
+from ditc.tools.zoo_outcome import Outcome, faults, keep, kept, outcome, summary, table
 from ditc.tools.zoo_trial import Trial, captured, trial
 
 from .nan_tokens import nan_tokens
@@ -31,6 +34,8 @@ FAMILIES = {
     "AuraFlowTransformer2DModel": {(0, 14)},
     "ZImageTransformer2DModel": {(16, 32), (16, 64)},
     "CosmosTransformer3DModel": {(0, 0)},
+    "HunyuanVideoTransformer3DModel": {(32, 38)},
+    "QwenImageTransformer2DModel": {(0, 6)},
 }
 """Where the text is at the sites that may be compressed, as the models' own code joins it."""
 
@@ -82,7 +87,7 @@ def test_families_are_captured_without_their_weights(title: str) -> None:
 @pytest.mark.parametrize("title", FAMILIES)
 def test_families_agree_with_the_intercepted_model(title: str) -> None:
     result = trial(named(title))
-    assert faults(result) == []
+    assert faults(outcome(result)) == []
     assert result.program is not None
     sites = [site for site in result.program.sites if site.eligible]
     assert {site.text for site in sites} == FAMILIES[title]
@@ -97,8 +102,61 @@ def test_attention_that_is_left_alone(title: str) -> None:
     assert all(site.reason for site in result.program.sites)
 
 
+def made(title: str, **changes: object) -> Outcome:
+    given = {"failure": "", "left_alone": {}, "texts": (), "errors": {}, "refused": {}}
+    return Outcome(**{"title": title, "captured": True, "eligible": 2, **given, **changes})
+
+
 def test_the_table_names_what_was_refused() -> None:
     failed = Trial(named("DiTTransformer2DModel"), failure="no (File /a/b/model.py:3 | x)")
-    assert table([failed]).splitlines()[-1] == (
-        "| DiTTransformer2DModel | no | | | no (File model.py:3 / x) |"
+    result = outcome(failed)
+    assert (result.captured, faults(result)) == (False, ["no (File /a/b/model.py:3 | x)"])
+    assert table([result]).splitlines()[-1] == (
+        "| DiTTransformer2DModel | no | | | | | no (File model.py:3 / x) |"
     )
+
+
+def test_the_table_and_its_counts() -> None:
+    results = [
+        made("A", errors={"ast": 2e-7, "mixed": 3e-6, "onnx": 2e-5}, texts=(6,)),
+        made("A (large)", errors={"ast": 3e-5, "mixed": 1e-6, "onnx": 2e-3}),
+        made("B", errors={"ast": 1e-6}, refused={"asc": "no halves"}, left_alone={"a mask": 3}),
+        made("C", captured=False, eligible=0, failure="C can't be captured"),
+        made("D", eligible=0, left_alone={"cross-attention is left alone": 4}),
+    ]
+    assert summary(results).splitlines() == [
+        "3 of 4 classes captured, equal to the bit (5 models)",
+        "3 models have sites; 2 agree with the reference to 1e-05, 1 of them under every method",
+        "1 agree with it to 1e-03 in ONNX Runtime",
+    ]
+    assert table(results).splitlines()[-5:] == [
+        "| A | yes | 2 of 2 | 6 | 3e-06 | 2e-05 |  |",
+        "| A (large) | yes | 2 of 2 |  | 3e-05 | 2e-03 | **ast: error 3.0e-05 above 1e-05**; "
+        "**onnx: error 2.0e-03 above 1e-03** |",
+        "| B | yes | 2 of 5 |  | 1e-06 |  | 3 × a mask; no `asc`: no halves |",
+        "| C | no | | | | | C can't be captured |",
+        "| D | yes | 0 of 4 |  |  |  | 4 × cross-attention is left alone |",
+    ]
+
+
+def test_outcomes_are_kept_and_not_tried_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "zoo.json"
+    assert kept(file) == {}
+    results = [
+        made("DiTTransformer2DModel", errors={"mixed": 1e-6}, texts=(1, 2)),
+        made("WanAnimate2Transformer3DModel", captured=False, failure="no"),
+    ]
+    keep(file, results)
+    assert list(kept(file).values()) == results
+    told = tmp_path / "models.md"
+    names = [result.title for result in results]
+    assert main([*names, "--keep", str(file), "--table", str(told)]) == 0
+    assert told.read_text() == table(results)
+    assert capsys.readouterr().out.splitlines()[:2] == [
+        "DiTTransformer2DModel: error 1.0e-06",
+        "WanAnimate2Transformer3DModel: no",
+    ]
+    keep(file, [made("DiTTransformer2DModel", errors={"mixed": 1e-4})])
+    assert main(["DiTTransformer2DModel", "--keep", str(file)]) == 1

@@ -1,7 +1,8 @@
 """A decoder of full size in a bundle, against torch: `python -m ditc.tools.bench_decoder`.
 
 The autoencoder is of Stable Diffusion's size, as DiT, PixArt and Open-Sora 1.1 use it, with random
-weights; the denoiser around it is nothing but the latents themselves.
+weights; the denoiser around it is nothing but the latents themselves. For another target than
+`onnx` the decoder is only built.
 """
 
 import argparse
@@ -19,7 +20,7 @@ from ditc.export import compile as compile_bundle
 from ditc.passes import Plan, capture, schedule
 from ditc.runtime import Bundle
 
-__all__ = ["main"]
+__all__ = ["full_size_autoencoder", "main"]
 
 PIXELS = 8
 """Pixels of a latent, along each side."""
@@ -30,7 +31,8 @@ class _Latents(nn.Module):
         return latents + timestep[:, None, None, None]
 
 
-def _autoencoder() -> AutoencoderKL:
+def full_size_autoencoder() -> AutoencoderKL:
+    """Return an autoencoder of Stable Diffusion's size, its weights as they are drawn."""
     torch.manual_seed(0)
     return AutoencoderKL(
         block_out_channels=(128, 256, 512, 512),
@@ -46,16 +48,32 @@ def main(arguments: list[str] | None = None) -> None:
     """Compile, decode and compare."""
     parser = argparse.ArgumentParser(description="Decode with a bundle and with torch.")
     parser.add_argument("--size", type=int, default=512, help="pixels along each side (512)")
+    parser.add_argument("--target", default="onnx", help="onnx, or tensorrt-rtx:sm89 (onnx)")
     options = parser.parse_args(arguments)
     side = options.size // PIXELS
-    vae, latents = _autoencoder(), torch.randn(1, 4, side, side)
+    vae, latents = full_size_autoencoder(), torch.randn(1, 4, side, side)
     program = capture(_Latents(), {"latents": latents, "timestep": torch.zeros(1)})
     sched = schedule(program, Plan.uniform(program, 1, "full"))
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
-        place = compile_bundle(sched, Path(folder) / "bundle", decoder=vae, cache=folder)
+        place = compile_bundle(
+            sched,
+            Path(folder) / "bundle",
+            options.target,
+            decoder=vae,
+            cache=folder,
+            jobs=1,
+            log=lambda line: print(f"  {line}", flush=True),
+        )
         compiled_s = time.perf_counter() - start
         total = sum(file.stat().st_size for file in place.iterdir())
+        if options.target != "onnx":
+            engines = ", ".join(
+                f"{file.name} {file.stat().st_size / 1e6:.1f} MB"
+                for file in sorted(place.glob("*engine*"))
+            )
+            print(f"built for {options.target} in {compiled_s:.0f} s: {engines}")
+            return
         bundle = Bundle.open(place)
         bundle.decode(latents.numpy())
         start = time.perf_counter()

@@ -2,10 +2,13 @@
 
 Records, captures, compiles and attaches DiT-XL/2 at 512 pixels and PixArt-Σ at 1024, and samples
 a few steps with the bundle in the pipeline. Says how long each part took and how much memory.
+With `--pictures` the autoencoder's decoder is in the bundle too, and `ditc run`, in a process that
+can import neither torch nor diffusers, makes a picture of it.
 """
 
 import argparse
 import resource
+import subprocess
 import sys
 import tempfile
 import time
@@ -14,6 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from diffusers import (
     AutoencoderKL,
@@ -25,6 +29,7 @@ from diffusers import (
     PixArtSigmaPipeline,
     PixArtTransformer2DModel,
 )
+from PIL import Image
 
 from ditc.export import compile as compile_bundle
 from ditc.passes import Plan, record, schedule
@@ -32,6 +37,7 @@ from ditc.runtime import Bundle
 from ditc.runtime.diffusers import attach, detach
 
 from .arguments import positive
+from .bench_decoder import full_size_autoencoder
 
 __all__ = ["FULL_SIZE", "FullSize", "main", "sampled"]
 
@@ -134,12 +140,32 @@ class _Clock:
         sys.stdout.flush()
 
 
-def bench(full: FullSize, steps: int, method: str, *, compare: bool) -> None:
+RUN = """
+import sys
+sys.modules.update(dict.fromkeys(("torch", "diffusers"), None))
+from ditc.tools.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def _run_alone(place: Path, picture: Path) -> None:
+    """Have the command make a picture of a bundle without torch."""
+    arguments = ["run", str(place), "-o", str(picture), "--seed", "1"]
+    subprocess.run([sys.executable, "-c", RUN, *arguments], check=True)
+    with Image.open(picture) as made:
+        spread = np.asarray(made).std()
+        sys.stdout.write(f"  {picture.name}: {made.size}, standard deviation {spread:.1f}\n")
+
+
+def bench(
+    full: FullSize, steps: int, method: str, *, compare: bool, picture: Path | None = None
+) -> None:
     """Take one pipeline all the way, step 0 full and the others by a method."""
     clock, call = _Clock(), full.call
     with clock.part("make with random weights"):
         pipe = full.make()
     pipe.set_progress_bar_config(disable=True)
+    decoder = None if picture is None else full_size_autoencoder()
     with clock.part("record"):
         recording = record(pipe, call={**call, "num_inference_steps": steps})
     with clock.part("capture"):
@@ -152,7 +178,12 @@ def bench(full: FullSize, steps: int, method: str, *, compare: bool) -> None:
         sched = schedule(program, Plan.uniform(program, steps, method))
         with clock.part(f"compile {len(sched.buckets)} graphs"):
             place = compile_bundle(
-                sched, Path(folder) / "bundle", cache=Path(folder) / "cache", jobs=1
+                sched,
+                Path(folder) / "bundle",
+                sampler=recording.scheduler,
+                decoder=decoder,
+                cache=Path(folder) / "cache",
+                jobs=1,
             )
         total = sum(file.stat().st_size for file in place.iterdir())
         with clock.part(f"open, {total / 2**30:.2f} GiB"):
@@ -166,6 +197,10 @@ def bench(full: FullSize, steps: int, method: str, *, compare: bool) -> None:
                 expected = sampled(pipe, call, steps)
             off = (found - expected).abs().max().item()
             sys.stdout.write(f"  largest difference {off:.2g}\n")
+        if picture is not None:
+            del bundle
+            with clock.part("ditc run, without torch"):
+                _run_alone(place, picture)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -179,10 +214,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--compare", action="store_true", help="sample without the bundle too; equal where full"
     )
+    parser.add_argument("--pictures", type=Path, help="folder for pictures that ditc run makes")
     given = parser.parse_args(arguments)
+    if given.pictures is not None:
+        given.pictures.mkdir(parents=True, exist_ok=True)
     for name in given.names or FULL_SIZE:
         sys.stdout.write(f"{name}\n")
-        bench(FULL_SIZE[name], given.steps, given.method, compare=given.compare)
+        picture = None if given.pictures is None else given.pictures / f"{name}.png"
+        full = FULL_SIZE[name]
+        bench(full, given.steps, given.method, compare=given.compare, picture=picture)
     return 0
 
 

@@ -136,10 +136,9 @@ def _from_pipeline(
     try:
         pipe, weights = open_pipeline(model, loaded=loaded)
     except (OSError, ValueError, ImportError) as error:
-        first = str(error).strip().splitlines()[0]
         raise DitcError(
             f"model {model}: is neither 'demo', a pipeline folder, package.module:factory, nor a "
-            f"hub id that can be loaded: {first}"
+            f"hub id that can be loaded: {_why(model, error)}"
         ) from error
     pipe.set_progress_bar_config(disable=True)
     try:
@@ -150,3 +149,14 @@ def _from_pipeline(
             f"model {model}: {type(pipe).__name__} refuses its arguments ({error}): give them with "
             "--call"
         ) from error
+
+
+def _why(model: str, error: BaseException) -> str:
+    """Return an error's first line: where there is no such folder, of what the hub ran into."""
+    while not Path(model).exists():
+        deeper = error.__cause__ or error.__context__
+        if deeper is None:
+            break
+        error = deeper
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

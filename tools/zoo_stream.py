@@ -224,10 +224,10 @@ STREAM = (
         "BriaFibo2Transformer2DModel",
         {
             "in_channels": 4,
-            "dim": 16,
+            "dim": 32,
             "n_layers": 2,
             "n_refiner_layers": 1,
-            "n_heads": 2,
+            "n_heads": 4,
             "cap_feat_dim": 12,
             "injection_layer_ids": (1,),
             "perceiver_num_layers": 1,

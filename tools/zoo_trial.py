@@ -138,7 +138,7 @@ def lowered_error(
     Raises:
         LoweringError: if the plan can't be lowered.
     """
-    bundle = Bundle.open(compile_bundle(schedule(program, plan), place), threads=1)
+    bundle = Bundle.open(compile_bundle(schedule(program, plan), place, jobs=1), threads=1)
     eager = reference(tiny, module, program, plan)
     errors = []
     for step in range(plan.steps):
@@ -169,8 +169,8 @@ def trial(tiny: Tiny, place: Path | None = None) -> Trial:
             module, result.program = captured(tiny)
             if any(site.eligible for site in result.program.sites):
                 _methods(result, module, result.program, place)
-    except (DitcError, ValueError) as fault:
-        result.failure = str(fault)
+    except (DitcError, ValueError, RuntimeError) as fault:
+        result.failure = str(fault).splitlines()[0]
     return result
 
 
