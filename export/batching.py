@@ -1,7 +1,7 @@
 """Batch sizes that one bundle serves: a schedule at two of them, graphs lowered for all."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from ditc.passes.identity import in_batch
@@ -56,6 +56,11 @@ class Batches:
             next(bucket for bucket in sched.buckets if bucket.name == name) for sched in self.traced
         )
         return first, second
+
+    def of(self, sched: Schedule) -> "Batches":
+        """Return the same sizes of another schedule of the program."""
+        first, second = (sched.on(traced.program) for traced in self.traced)
+        return replace(self, traced=(first, second))
 
 
 def batches_of(

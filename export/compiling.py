@@ -1,7 +1,6 @@
 """Compile a schedule into a bundle."""
 
 from collections.abc import Callable, Iterable, Mapping, Set
-from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -19,26 +18,20 @@ from ditc.runtime.manifest import (
     MANIFEST_FILE,
     PLAN_FILE,
     WEIGHTS_FILE,
+    AskedInfo,
     CurveInfo,
     Manifest,
 )
 from ditc.runtime.recorded import recorded_name
-from ditc.runtime.sampler import SamplerTable
 from ditc.runtime.targets import PRECISIONS, WEIGHTS_MODES, parse_target
 
-from .batching import Batches, batches_of, dynamic_info, lower_range, range_parts
+from .batching import Batches, dynamic_info, lower_range, range_parts
 from .building import Job, build, usable_cores
 from .bundle import records, staged
 from .cache import EngineCache, default_cache, key_of
 from .calling import arguments_info, calls_info
-from .checking import (
-    check_choice,
-    check_schedule,
-    check_scheduler,
-    check_timestep,
-    check_variance,
-)
-from .decoder import capture_decoder, decoder_info, lower_decoder
+from .checking import check_choice, check_schedule
+from .decoder import decoder_info, lower_decoder
 from .describing import (
     bucket_info,
     file_of,
@@ -52,8 +45,7 @@ from .engines import write_engines
 from .lowered import Lowered
 from .onnx import lower, save
 from .parts import part_jobs, prologue_info
-from .precision import in_precision
-from .sampler import sampler_table
+from .preparing import Limits, prepared
 from .specialising import Specialisation
 from .tensorrt import find_library
 from .variants import write_sources
@@ -80,6 +72,9 @@ def compile(  # noqa: A001 (the contract's name)
     fold_halves: bool = False,
     fuse_guidance: bool = False,
     decoder: torch.nn.Module | Program | None = None,
+    max_slot_bytes: int | None = None,
+    max_memory_bytes: int | None = None,
+    foretell: Callable[[Schedule], object] | None = None,
 ) -> Path:
     """Lower every bucket of a schedule and write the bundle.
 
@@ -111,6 +106,12 @@ def compile(  # noqa: A001 (the contract's name)
         fuse_guidance: whether graphs guide their output themselves, by a scale that is an input.
         decoder: an autoencoder whose decoder goes into the bundle, so that it makes pictures, or
             what `capture_decoder` made of it; None for a bundle that makes latents.
+        max_slot_bytes: as for `schedule`, counted in the precision and for the most samples that
+            the bundle serves.
+        max_memory_bytes: the same for all that lies in memory at once, what the prologue keeps
+            among it.
+        foretell: told the schedule as it is compiled, before anything is built: its `peak_bytes`
+            are what the bundle is predicted to take.
 
     Returns:
         The bundle's folder.
@@ -120,7 +121,7 @@ def compile(  # noqa: A001 (the contract's name)
             isn't there or doesn't build for a GPU that it names, the model isn't of that
             precision, a graph can't be expressed, the scheduler isn't linear, or the decoder
             doesn't make pictures of the model's latents.
-        PlanError: if the plan was found with another scheduler.
+        PlanError: if the plan was found with another scheduler, or a limit can't be held.
         PassError: if a method of the plan can't be applied.
         BundleError: if the bundle can't be written there. Nothing half-written is left.
     """
@@ -131,16 +132,18 @@ def compile(  # noqa: A001 (the contract's name)
     check_choice("weights", weights, WEIGHTS_MODES)
     library = None if wanted.library is None else find_library(wanted)
     check_choice("precision", precision, PRECISIONS)
-    sched = sched.on(in_precision(sched.program, precision, calibration, log or _ignore))
-    check_scheduler(sched.plan, sampler)
-    table = None if sampler is None else _told(sched.program, sampler_table(sampler, sched.steps))
-    if table is not None:
-        check_timestep(sched.program, table)
-        check_variance(sched.program, table)
-    pictures = _pictures(decoder, sched.program)
-    special = Specialisation(sched.steps, fold_halves, fuse_guidance, prologue)
-    batches = batches_of(sched, dynamic, special)
-    sched = sched.on(special.of(sched.program))
+    ready = prepared(
+        sched,
+        sampler,
+        (precision, calibration, log or _ignore),
+        Specialisation(sched.steps, fold_halves, fuse_guidance, prologue),
+        Limits(max_slot_bytes, max_memory_bytes),
+        dynamic,
+        decoder,
+    )
+    sched, table, pictures, batches = ready.sched, ready.table, ready.pictures, ready.batches
+    if foretell is not None:
+        foretell(sched)
     place = Path(out_dir)
     kept = EngineCache(default_cache() if cache is None else Path(cache))
     workers = jobs or usable_cores()
@@ -191,6 +194,7 @@ def compile(  # noqa: A001 (the contract's name)
             sampler=table,
             files=records(folder, {WEIGHTS_FILE: store.file}),
             curve=None if sched.curve is None else CurveInfo(sched.curve.costs, sched.curve.full),
+            asked=None if sched.asked is None else AskedInfo(sched.asked.key, sched.asked.steps),
             calls=calls_info(sched),
             arguments=arguments_info(sched),
             prologue=prologue_info(
@@ -213,18 +217,6 @@ def compile(  # noqa: A001 (the contract's name)
         )
         (folder / MANIFEST_FILE).write_text(manifest.to_json(), encoding="utf-8")
     return place
-
-
-def _pictures(decoder: torch.nn.Module | Program | None, program: Program) -> Program | None:
-    """Return the captured decoder, if there is one."""
-    if decoder is None or isinstance(decoder, Program):
-        return decoder
-    return capture_decoder(decoder, program)
-
-
-def _told(program: Program, table: SamplerTable) -> SamplerTable:
-    """Return a table with the timesteps that the denoiser is told."""
-    return replace(table, timesteps=tuple(program.told.of(time) for time in table.timesteps))
 
 
 def _lowered(

@@ -28,11 +28,12 @@ if TYPE_CHECKING:
     from .folding import fold_halves
     from .guiding import fuse_guidance
     from .laying_out import with_tile_layout
+    from .limiting import schedule
     from .program import Input, Program, Site, Slot
     from .prologue import Prologue
     from .recording import Recording, record
     from .rewriting import rewrite
-    from .scheduling import Bucket, Schedule, schedule
+    from .scheduling import Bucket, Schedule
     from .session import TorchSession
     from .splitting import split_prologue
     from .tile_attention import tiled_attention
@@ -96,7 +97,7 @@ WITH_TORCH = {
     "multiply_adds": "counting",
     "record": "recording",
     "rewrite": "rewriting",
-    "schedule": "scheduling",
+    "schedule": "limiting",
     "schedule_cost": "arithmetic",
     "site_cost": "counting",
     "split_prologue": "splitting",

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from ditc.runtime.errors import PlanError
 
-from .clustering import Labels, hierarchy, moves, refined, smallest
+from .clustering import Labels, hierarchy, refined, smallest
 from .curve import Curve
 from .liveness import kept_residuals
 from .method import Method
@@ -29,8 +29,6 @@ LEAVES_OUT = {
 METHOD_OF = {bits: method for method, bits in LEAVES_OUT.items()}
 EXACT_STEPS = 7
 """Up to so many distinct steps every way to group them is looked at."""
-NEAR = 1.05
-"""So much a grouping that is known may cost, against the best."""
 Latencies = Mapping[str, Mapping[str, float]]
 """Measured milliseconds of a site by method; `residual` is what keeping one adds."""
 
@@ -110,37 +108,6 @@ class Merging:
             return smallest(self.cost, self.units, limit)
         return refined(self.cost, self._hierarchy[limit], limit)
 
-    def group_near(self, limit: int, groups: Sequence[Sequence[int]]) -> Labels:
-        """Return a grouping like one that is known, of another plan that differs little.
-
-        That one where it costs at most 5% more than what `group` returns, or with one distinct
-        step moved, so that little is built again; else what `group` returns.
-
-        Args:
-            limit: groups at most.
-            groups: the steps of each group known; every step is in one.
-
-        Raises:
-            PlanError: if the groups are of another number of steps.
-        """
-        best = self.group(limit)
-        owner = {step: label for label, steps in enumerate(groups) for step in steps}
-        if sorted(owner) != list(range(self._plan.steps)):
-            raise PlanError(
-                f"the groups to stay near have {len(owner)} steps, expected the plan's "
-                f"{self._plan.steps}"
-            )
-        if len(groups) > limit:
-            return best
-        known = np.array([_most([owner[step] for step in unit]) for unit in self._units])
-        most = float(self.cost(best[None])[0]) * NEAR
-        for tried in (known[None], moves(known, min(limit, self.units))):
-            costs = self.cost(tried) if len(tried) else np.array([np.inf])
-            if costs.min() <= most:
-                found: Labels = tried[int(np.argmin(costs))]
-                return found
-        return best
-
     def curve(self) -> Curve:
         """Return what every limit costs; above seven distinct steps by merging pairs alone."""
         exact = self.units <= EXACT_STEPS
@@ -192,10 +159,8 @@ class Merging:
         return found
 
 
-def limit_buckets(
-    merging: Merging, limit: int, near: Sequence[Sequence[int]] | None = None
-) -> tuple[Plan, tuple[tuple[int, ...], ...], float]:
-    """Merge a plan's steps into at most `limit` groups, like those of `near` if that costs little.
+def limit_buckets(merging: Merging, limit: int) -> tuple[Plan, tuple[tuple[int, ...], ...], float]:
+    """Merge a plan's steps into at most `limit` groups.
 
     Returns:
         The merged plan, its groups of steps, and what they cost.
@@ -205,14 +170,9 @@ def limit_buckets(
     """
     if limit < 1:
         raise PlanError(f"max_buckets is {limit}, expected at least 1")
-    labels = merging.group(limit) if near is None else merging.group_near(limit, near)
+    labels = merging.group(limit)
     groups = merging.steps_of(labels)
     return merging.merged(groups), groups, float(merging.cost(labels[None])[0])
-
-
-def _most(labels: Sequence[int]) -> int:
-    """Return the label that most have, the least of several."""
-    return max(sorted(set(labels)), key=labels.count)
 
 
 def _units(plan: Plan) -> tuple[tuple[int, ...], ...]:

@@ -3,27 +3,23 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Literal
 
 from torch import fx
 
-from ditc.runtime.errors import PlanError
-
 from .calls import Call, Run, calls_of, slot_at, work_of
 from .curve import Curve
-from .equal_runs import Groups, rows_of
+from .equal_runs import Groups, Keep, rows_of
 from .graphs import SLOT
-from .laying_out import laid_out_for
-from .memory import activation_bytes, weight_bytes
-from .merging import Latencies, Merging, limit_buckets
+from .memory import activation_bytes, prologue_bytes, weight_bytes
 from .method import Method
+from .nearing import Asked, Earlier, Group
 from .plan import Plan
 from .program import Program, Slot
 from .rewriting import rewrite
 from .slots import output_slots, residual_slot
-from .storage import lifetimes, share_storage, storage_bytes, without
+from .storage import lifetimes, share_storage, storage_bytes
 
-__all__ = ["Bucket", "Schedule", "schedule"]
+__all__ = ["Bucket", "Schedule", "made"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,6 +104,7 @@ class Schedule:
         runs: what each call does, in order.
         dropped: slots that were given up under a limit on their bytes, least valuable first.
         curve: what each limit on buckets would have cost; None where none was asked for.
+        asked: what it was made for; None where steps weren't merged, or slots were given up.
     """
 
     program: Program = field(repr=False)
@@ -117,6 +114,7 @@ class Schedule:
     runs: tuple[Run, ...] = field(repr=False)
     dropped: tuple[Slot, ...] = ()
     curve: Curve | None = None
+    asked: Asked | None = field(default=None, repr=False)
 
     @property
     def steps(self) -> int:
@@ -162,8 +160,39 @@ class Schedule:
 
     @property
     def peak_bytes(self) -> int:
-        """Bytes predicted for all of it: weights once, slots, and the values of a full step."""
-        return weight_bytes(self.program) + activation_bytes(self.program) + self.peak_slot_bytes
+        """Bytes predicted for all of it: weights once, slots, what a prologue keeps, and values."""
+        return self.fixed_bytes + self.peak_slot_bytes
+
+    @property
+    def fixed_bytes(self) -> int:
+        """Bytes predicted for all but slots."""
+        program = self.program
+        return weight_bytes(program) + prologue_bytes(program) + activation_bytes(program)
+
+    @property
+    def groups(self) -> Groups:
+        """The steps that run the same graphs."""
+        found: dict[tuple[str, ...], list[int]] = {}
+        for step in range(self.steps):
+            calls = calls_of(self.program.cfg)
+            found.setdefault(tuple(self.owners[step, call] for call in calls), []).append(step)
+        return tuple(tuple(steps) for steps in found.values())
+
+    @property
+    def earlier(self) -> Earlier | None:
+        """What another schedule can stay near to; None where `asked` is."""
+        if self.asked is None:
+            return None
+        calls = calls_of(self.program.cfg)
+        groups = []
+        for steps in self.groups:
+            buckets = {call: self.bucket_of(steps[0], call) for call in calls}
+            kept = {
+                call: Keep(bucket.keep_outputs, bucket.keep_residuals)
+                for call, bucket in buckets.items()
+            }
+            groups.append(Group(steps, self.plan.cells[steps[0]], kept))
+        return Earlier(self.asked, tuple(groups))
 
     def bucket_of(self, step: int, call: Call | None = None) -> Bucket:
         """Return the bucket that runs a step.
@@ -188,108 +217,19 @@ class Schedule:
         return {bucket.name: bucket for bucket in self.buckets}
 
 
-def schedule(
-    program: Program,
-    plan: Plan,
-    max_buckets: int | Literal["knee"] | None = None,
-    *,
-    latencies: Latencies | None = None,
-    near: Sequence[Sequence[int]] | None = None,
-    max_slot_bytes: int | None = None,
-    max_memory_bytes: int | None = None,
-    ignore_model: bool = False,
+def made(
+    program: Program, plan: Plan, groups: Groups, kept: Sequence[Mapping[Call, Keep]] = ()
 ) -> Schedule:
-    """Return the schedule of a plan.
-
-    A step writes a site's output if the next step is `ast` there, so that this very write is
-    read; a residual if a `wa-rs` reads it before the next step that runs full attention. Steps of
-    equal methods and residuals share a bucket, which writes every output that one of them has to:
-    the output is there anyhow, and where nobody reads it, nobody minds.
+    """Return the schedule of a plan whose groups of steps run a graph each, of one for each call.
 
     Args:
-        program: the captured model; if the plan has windows of tiles, its tokens are laid out so.
-        plan: methods per step and site; checked against the program.
-        max_buckets: merge steps until at most so many graphs remain; at a merged site the less
-            aggressive method wins, so quality can only rise. `"knee"` for the limit at the knee
-            of the curve of predicted costs.
-        latencies: measured milliseconds of sites, to merge by in place of multiply-adds.
-        near: the steps of each bucket of another schedule, to stay near where merging costs at
-            most 5% more so: a plan that differs little then differs in few graphs.
-        max_slot_bytes: give up sharing, what saves least a byte first, until slots fit into so
-            many bytes; sites compute in its place.
-        max_memory_bytes: the same for all that is predicted to lie in memory at once: weights,
-            the values of a step, and slots.
-        ignore_model: use the plan although it was made for another model.
-
-    Raises:
-        PlanError: if the plan is not for this program, or a limit can't be held.
+        program: the captured model.
+        plan: methods per step and site, the same at all steps of a group.
+        groups: steps that run one graph.
+        kept: what the graphs of each group write by call, whether or not it is read.
     """
-    if max_slot_bytes is not None and max_slot_bytes < 0:
-        raise PlanError(f"max_slot_bytes is {max_slot_bytes}, expected at least 0")
-    if ignore_model or plan.identity == program.identity:
-        program = laid_out_for(program, plan.windows.values())
-    plan.check(program, ignore_model=ignore_model)
-    plan = replace(plan, cfg=program.cfg)
-    if max_memory_bytes is not None:
-        room = _room(program, max_memory_bytes)
-        max_slot_bytes = room if max_slot_bytes is None else min(room, max_slot_bytes)
-    if max_buckets is None:
-        groups: Groups = tuple((step,) for step in range(plan.steps))
-        sched = _schedule(program, plan, groups)
-    else:
-        sched, groups = _limited(program, plan, max_buckets, latencies, near)
-    plan, curve = sched.plan, sched.curve
-    dropped: list[Slot] = []
-    while max_slot_bytes is not None and sched.peak_slot_bytes > max_slot_bytes:
-        least = min(sched.slots, key=lambda slot: without(plan, slot)[1] / slot.nbytes)
-        dropped.append(least)
-        plan = without(plan, least)[0]
-        sched = _schedule(program, plan, groups)
-    return replace(sched, dropped=tuple(dropped), curve=curve)
-
-
-def _room(program: Program, most: int) -> int:
-    """Return the bytes left for slots.
-
-    Raises:
-        PlanError: if there is no room for what is needed without any.
-    """
-    weights, values = weight_bytes(program), activation_bytes(program)
-    if most < weights + values:
-        raise PlanError(
-            f"max_memory_bytes is {most}, but weights take {weights} bytes and the values of a "
-            f"step {values}: expected at least {weights + values}, at which no slot is left"
-        )
-    return most - weights - values
-
-
-def _limited(
-    program: Program,
-    plan: Plan,
-    max_buckets: int | Literal["knee"],
-    latencies: Latencies | None,
-    near: Sequence[Sequence[int]] | None,
-) -> tuple[Schedule, Groups]:
-    """Return the schedule under a limit on buckets, and the groups of steps it merged.
-
-    Two calls of a step may run two graphs, so that fewer groups than buckets may be allowed.
-    """
-    merging = Merging(plan, latencies)
-    curve = merging.curve()
-    knee = curve.knee if near is None else len(near)
-    limit = knee if max_buckets == "knee" else max_buckets
-    allowed = limit
-    while True:
-        merged, groups, cost = limit_buckets(merging, allowed, near)
-        sched = _schedule(program, merged, groups)
-        if max_buckets == "knee" or len(sched.buckets) <= limit:
-            return replace(sched, curve=curve.at(allowed, cost)), groups
-        allowed = min(allowed, merging.units) - 1
-
-
-def _schedule(program: Program, plan: Plan, groups: Groups) -> Schedule:
     runs = work_of(plan)
-    rows = rows_of(runs, groups)
+    rows = rows_of(runs, groups, kept)
     ordered = sorted(rows.items(), key=lambda item: min(item[1].runs))
     buckets = tuple(
         Bucket(

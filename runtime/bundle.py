@@ -54,7 +54,7 @@ class Bundle:
 
     Attributes:
         manifest: what the bundle says of itself.
-        feed: runs what the steps share before them, of the first call if a step makes two.
+        feeds: run what the steps share before them, by call; `feed` is that of the first.
     """
 
     def __init__(
@@ -134,8 +134,8 @@ class Bundle:
     def _start_feeds(self) -> None:
         """Forget what was run before the steps."""
         calls = calls_of(self.manifest.cfg)
-        self._feeds = {call: Feed(self._sized, self._engines) for call in calls}
-        self.feed = self._feeds[calls[0]]
+        self.feeds = {call: Feed(self._sized, self._engines) for call in calls}
+        self.feed = self.feeds[calls[0]]
 
     def reset(self) -> None:
         """Forget what the slots hold; step 0 does so too."""
@@ -284,7 +284,7 @@ class Bundle:
         number = self._numbers[k, call]
         self._ledger.begin(number)
         inputs, engine = self._bound[number]
-        given = self._feeds[call](k, arrays, same_prompt=same_prompt)
+        given = self.feeds[call](k, arrays, same_prompt=same_prompt)
         outputs = engine.run({name: given[name] for name in inputs})
         self._ledger.commit(number)
         return outputs

@@ -40,6 +40,8 @@ def check_manifest(manifest: "Manifest") -> None:
         raise BundleError(
             f"sampler: has {manifest.sampler.steps} steps, expected the bundle's {manifest.steps}"
         )
+    if manifest.asked is not None:
+        manifest.asked.check(manifest.steps)
     _check_listed(manifest)
     _check_engine(manifest)
     _check_decoder(manifest)

@@ -47,6 +47,7 @@ def decoder_manifest(manifest: Manifest, info: DecoderInfo) -> Manifest:
         dynamic=None,
         equal_halves=False,
         decoder=None,
+        asked=None,
     )
 
 

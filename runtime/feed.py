@@ -54,6 +54,11 @@ class Feed:
         named = {**arrays, **self._prompt}
         return {**named, **self._step_values(self._prologue, k, named)}
 
+    def forget(self) -> None:
+        """Have all of the prologue run again, with the timesteps that are known."""
+        self._given = {}
+        self._all_steps = {}
+
     def _see(self, prologue: PrologueInfo, arrays: Mapping[str, Array]) -> None:
         """Run the prompt's part if conditioning isn't what it was."""
         names = {

@@ -10,6 +10,7 @@ from functools import cached_property
 from typing import TypeVar
 
 from .arguments import ArgumentsInfo
+from .asked import AskedInfo
 from .calls import CFG_LAYOUTS, CallInfo, Run, in_batch, runs_of
 from .consistency import check_manifest
 from .curve import CurveInfo
@@ -59,6 +60,7 @@ __all__ = [
     "PLAN_FILE",
     "VERSION",
     "WEIGHTS_FILE",
+    "AskedInfo",
     "BucketInfo",
     "CurveInfo",
     "DecoderInfo",
@@ -78,7 +80,7 @@ __all__ = [
 
 T = TypeVar("T")
 
-OPTIONAL = ("arguments", "calls", "decoder", "engine")
+OPTIONAL = ("arguments", "asked", "calls", "decoder", "engine")
 """Fields that are written only where there is something to say."""
 
 
@@ -112,6 +114,7 @@ class Manifest:
         variant: name of the variant it is, where a folder holds several; its files begin with it.
         equal_halves: whether latents and timestep have to be the same in both halves.
         decoder: of latents into pictures; None where there is none.
+        asked: what the schedule was made for; None where no steps were merged.
 
     Raises:
         BundleError: if the fields contradict each other; the message names the field.
@@ -139,6 +142,7 @@ class Manifest:
     variant: str | None = None
     equal_halves: bool = False
     decoder: DecoderInfo | None = None
+    asked: AskedInfo | None = None
 
     def __post_init__(self) -> None:
         check_manifest(self)
@@ -249,6 +253,8 @@ class Manifest:
             found["engine"] = self.engine.to_json()
         if self.decoder is not None:
             found["decoder"] = self.decoder.to_json()
+        if self.asked is not None:
+            found["asked"] = self.asked.to_json()
         return found
 
     @classmethod
@@ -298,6 +304,7 @@ class Manifest:
             dynamic=_read(DynamicInfo.from_json, found, "dynamic"),
             variant=_read(read_name, found, "variant"),
             decoder=_read(DecoderInfo.from_json, found, "decoder"),
+            asked=_read(AskedInfo.from_json, found, "asked"),
         )
 
 

@@ -12,12 +12,13 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler, DiTPipeline, DiTTransformer2DModel
 from PIL import Image
 
-from ditc.passes import Plan, capture, plan_schema, record
+from ditc.passes import Plan, Window, capture, plan_schema, record
 from ditc.runtime import Bundle
 from ditc.tools.cli import main
 
 from . import models
 from .compiled import demo_bundle, planned, sampling_bundle, small_bundle, workshop
+from .kills import bytes_of
 from .test_export_bundle import tree
 
 COMMANDS = ("demo", "search", "compile", "run", "inspect", "diff", "compare", "verify", "bench")
@@ -115,7 +116,7 @@ def test_compile_a_factory(capsys: Capture, factory: Path) -> None:
     assert captured.err == "capture: done\ncompile: done\n"
     foretold, told = captured.out.splitlines()[:2]
     assert foretold.startswith("in memory at once, predicted for 2 samples: 0.")
-    assert "of which 1 slots take 0.01 MB" in foretold
+    assert ", 1 slots 0.01 MB and what the prologue keeps 0.0" in foretold
     assert told.startswith("out/bundle: 2 buckets for 2 steps, 0.")
     assert " of attention and " in captured.out
     assert Bundle.open(factory / "out" / "bundle", threads=1).steps == 2
@@ -163,10 +164,62 @@ def test_compile_under_limits(capsys: Capture, factory: Path) -> None:
     )
     assert main(["inspect", "bundle"]) == 0
     assert "    1                      0.0%   2.00 x   here" in capsys.readouterr().out.splitlines()
-    assert told("--max-buckets", "all", "--near", "bundle")[1].startswith("bundle: 2 buckets")
     given = ["compile", "my_models:make", "--plan", "plan.json", "-o", "bundle"]
-    assert "--near none: is no folder" in fails(capsys, *given, "--near", "none")
+    assert "none: is no folder, expected a bundle" in fails(capsys, *given, "--near", "none")
     assert "max_memory_bytes is 9, but weights" in fails(capsys, *given, "--max-memory-bytes", "9")
+
+
+def test_a_compile_stays_near_what_it_replaces(capsys: Capture, factory: Path) -> None:
+    """A step that differs builds two graphs at most, and a compile over its result none."""
+    program = capture(models.small(), models.plain_kwargs(), "cond-first")
+    names = ("full", "wa-rs", "ast", "asc", "wa-rs", "wa-rs+asc", "ast", "asc")
+    plan = planned(program, *names, window=Window(3))
+    plan.save(factory / "first.json")
+    changed = plan
+    for site, method in zip(plan.sites, ("asc", "full"), strict=False):
+        changed = changed.replace(4, site, method)
+    changed.save(factory / "second.json")
+
+    def built(path: str, place: str, *more: str) -> int:
+        given = ["--max-buckets", "4", "--cache", "cache", *more]
+        assert main(["compile", "my_models:make", "--plan", path, "-o", place, *given]) == 0
+        lines = capsys.readouterr().out.splitlines()
+        return int(next(line for line in lines if "graphs built" in line).split()[0])
+
+    assert built("first.json", "bundle") >= 4
+    assert built("first.json", "bundle") == 0
+    before = bytes_of(factory / "bundle")
+    assert built("second.json", "bundle") in (0, 1, 2)
+    after = bytes_of(factory / "bundle")
+    assert after != before
+    assert built("second.json", "bundle") == 0
+    assert bytes_of(factory / "bundle") == after
+    built("second.json", "fresh", "--near", "bundle")
+    assert bytes_of(factory / "fresh") == after
+    built("second.json", "anew", "--regroup")
+    built("second.json", "bundle", "--regroup")
+    assert bytes_of(factory / "bundle") == bytes_of(factory / "anew")
+    # The plan of what is replaced is checked before it is followed.
+    (factory / "anew" / "plan.json").write_text((factory / "first.json").read_text())
+    given = ["compile", "my_models:make", "--plan", "second.json", "-o", "other"]
+    assert "plan.json: " in fails(capsys, *given, "--near", "anew")
+
+
+def test_near_that_is_left_aside_says_so(capsys: Capture, factory: Path) -> None:
+    given = ["compile", "my_models:make", "--plan", "plan.json"]
+    assert main([*given, "-o", "first"]) == 0
+    capsys.readouterr()
+    assert main([*given, "-o", "second", "--max-buckets", "1", "--near", "first"]) == 0
+    assert "--near first is left aside: it was compiled for another" in capsys.readouterr().out
+    assert main([*given, "-o", "second", "--max-buckets", "all", "--near", "first"]) == 0
+    assert "--near first is left aside: no steps are merged" in capsys.readouterr().out
+    assert main([*given, "-o", "whole", "--max-buckets", "all"]) == 0
+    assert "whole: doesn't tell what it was asked for" in fails(
+        capsys, *given, "-o", "third", "--near", "whole"
+    )
+    assert "not allowed with argument" in misused(
+        capsys, *given, "-o", "third", "--near", "first", "--regroup"
+    )
 
 
 def test_compile_leaves_other_folders_alone(capsys: Capture, factory: Path) -> None:
@@ -395,10 +448,11 @@ def test_bench(capsys: Capture) -> None:
         assert len(timing["rounds_ms"]) == 2
         assert 0 < timing["low_ms"] <= timing["median_ms"] <= timing["high_ms"]
     medians = [timing["median_ms"] for timing in found["buckets"].values()]
-    assert found["generation_ms"] == pytest.approx(sum(medians))
+    before = found["prologue"]["median_ms"] if found["prologue"] else 0.0
+    assert found["generation_ms"] == pytest.approx(sum(medians) + before)
     assert main(["bench", str(small_bundle()), "--rounds", "1"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 6
+    assert len(lines) == (7 if found["prologue"] else 6)
     assert lines[-1].startswith("a generation of 4 steps: ")
 
 

@@ -12,12 +12,13 @@ from diffusers.utils.torch_utils import randn_tensor
 
 from ditc.export import compile as compile_bundle
 from ditc.export import sampler_table
-from ditc.passes import schedule
+from ditc.passes import capture, schedule
 from ditc.runtime import Bundle
 from ditc.runtime.errors import BundleError, EngineError, LoweringError
 from ditc.runtime.sampler import SamplerState, SamplerTable
 from ditc.tools.trajectory import Trajectory
 
+from . import models
 from .bundles import RECORDED, SHAPE, TABLE, Reference, make_weights, write_bundle
 from .compiled import planned, tiny_dit
 
@@ -128,6 +129,38 @@ def test_a_bundle_takes_the_conditional_variance(cfg: str | None, tmp_path: Path
     found = bundle.generate(guidance_scale=scale, latents=x, noise=noise)
     expected = by_hand(cfg, scale, x, noise)
     assert np.abs(found - expected).max() <= 1e-5 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("cfg", ["cond-first", "uncond-first"])
+def test_guidance_in_the_graph_leaves_the_variance_alone(cfg: str, tmp_path: Path) -> None:
+    """Against the eager module, guided by hand, and the scheduler's own steps."""
+    steps, scale, width = 4, 3.0, models.CHANNELS
+    module, kwargs = models.pixart(1), models.pixart_kwargs()
+    program = capture(module, kwargs, cfg=cfg)
+    sched = schedule(program, planned(program, *["full"] * steps))
+    scheduler = learned(timestep_spacing="leading")
+    scheduler.set_timesteps(steps)
+    shape = (len(kwargs["hidden_states"]) // 2, *kwargs["hidden_states"].shape[1:])
+    x = torch.from_numpy(np.random.default_rng(2).standard_normal(shape).astype(np.float32))
+    start, noise = x.numpy().copy(), np.zeros((steps, *shape), np.float32)
+    generator, draws = (torch.Generator().manual_seed(7) for _ in range(2))
+    yes, no = (0, 1) if cfg == "cond-first" else (1, 0)
+    for k, timestep in enumerate(scheduler.timesteps):
+        given = {**kwargs, "hidden_states": torch.cat([x, x])}
+        given["timestep"] = torch.full_like(kwargs["timestep"], int(timestep))
+        with torch.no_grad():
+            halves = module(**given).sample.chunk(2)
+        mean = halves[no] + scale * (halves[yes] - halves[no])
+        output = torch.cat([mean[:, :width], halves[yes][:, width:]], dim=1)
+        x = scheduler.step(output, timestep, x, generator=generator).prev_sample
+        if not torch.equal(generator.get_state(), draws.get_state()):
+            noise[k] = randn_tensor(shape, generator=draws, dtype=torch.float32).numpy()
+    for fused in (False, True):
+        place = compile_bundle(sched, tmp_path / str(fused), sampler=scheduler, fuse_guidance=fused)
+        bundle = Bundle.open(place, threads=1)
+        found = bundle.generate(guidance_scale=scale, latents=start, noise=noise)
+        assert np.abs(found - x.numpy()).max() <= 1e-4 * np.abs(found).max(), fused
+    assert noise.any()
 
 
 def test_a_search_samples_as_a_bundle_does(tmp_path: Path) -> None:

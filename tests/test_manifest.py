@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
+from ditc.runtime.asked import AskedInfo
 from ditc.runtime.curve import CurveInfo
 from ditc.runtime.engine_info import EngineInfo
 from ditc.runtime.errors import BundleError
@@ -104,6 +105,15 @@ def test_manifest_without_sampler_round_trips() -> None:
     assert Manifest.from_json(manifest.to_json()) == manifest
 
 
+def test_what_was_asked_for_round_trips() -> None:
+    steps = make_manifest().steps
+    manifest = replace(make_manifest(), asked=AskedInfo("k", tuple("abcdefgh"[:steps])))
+    assert Manifest.from_json(manifest.to_json()) == manifest
+    assert '"asked"' not in make_manifest().to_json()
+    with pytest.raises(BundleError, match=f"^asked.steps: has 1 entries, expected {steps}"):
+        replace(make_manifest(), asked=AskedInfo("k", ("a",)))
+
+
 def test_a_curve_round_trips() -> None:
     manifest = replace(make_manifest(), curve=CurveInfo((9.0, 4.5, 4.5), 12.0))
     assert Manifest.from_json(manifest.to_json()) == manifest
@@ -137,6 +147,12 @@ def test_bucket_of_names_the_bucket_of_a_step() -> None:
         (lambda d: d.pop("steps"), "the field 'steps' is missing"),
         (setting("colour", value=1), "unknown field 'colour'"),
         (setting("cfg", value="both"), "cfg: is 'both', expected one of 'cond-first'"),
+        (setting("asked", value=[1.0]), "asked: expected an object, found a list"),
+        (setting("asked", value={"key": "", "steps": []}), "asked.key: is empty, expected a name"),
+        (
+            setting("asked", value={"key": "k", "steps": [1]}),
+            r"asked.steps\[0\]: expected a str",
+        ),
         (setting("curve", value=[1.0]), "curve: expected an object, found a list"),
         (setting("curve", value={"costs": [], "full": 1.0}), "curve.costs: expected numbers that"),
         (setting("curve", value={"costs": [1.0, 2.0], "full": 3}), "curve.costs: expected num"),

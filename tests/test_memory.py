@@ -3,15 +3,21 @@
 import gc
 import weakref
 from collections.abc import Callable
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ditc.passes import Program, capture, schedule, schedule_cost
-from ditc.passes.memory import activation_bytes, weight_bytes
+from ditc.export import compile as compile_bundle
+from ditc.passes import Program, Schedule, capture, schedule, schedule_cost, split_prologue
+from ditc.passes.memory import activation_bytes, prologue_bytes, weight_bytes
+from ditc.runtime import Bundle
 from ditc.runtime.errors import PlanError
+from ditc.runtime.weights import map_tensors
 
+from .compiled import arrays
 from .samples import mixed, sample
 
 
@@ -119,3 +125,78 @@ def test_a_limit_below_what_is_needed_anyway() -> None:
     base = weight_bytes(model.program) + activation_bytes(model.program)
     with pytest.raises(PlanError, match=rf"^max_memory_bytes is 7, but .* at least {base}, at"):
         schedule(model.program, mixed(model, 1), max_memory_bytes=7)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("name", ["dit", "pixart"])
+def test_what_is_foretold_is_what_a_bundle_takes(name: str, precision: str, tmp_path: Path) -> None:
+    """Of weights, slots and the prologue to the byte, counted in what is written and kept."""
+    model = sample(name, "uncond-first")
+    plan = mixed(model, 4, steps=5)
+    told: list[Schedule] = []
+    path = compile_bundle(
+        schedule(model.program, plan), tmp_path / "b", precision=precision, foretell=told.append
+    )
+    (sched,) = told
+    stored = map_tensors(path / "weights.safetensors")
+    assert weight_bytes(sched.program) == sum(tensor.nbytes for tensor in stored.values())
+    bundle = Bundle.open(path, threads=1)
+    assert sched.peak_slot_bytes == sum(bundle.manifest.storage_bytes.values()) > 0
+    for _ in range(2):  # from the second time on all timesteps are known
+        for step in range(5):
+            bundle.step(step, **arrays(model.program, model.kwargs(step)))
+    kept = (*bundle.feed._prompt.values(), *bundle.feed._all_steps.values())
+    assert prologue_bytes(sched.program) == sum(np.asarray(array).nbytes for array in kept) > 0
+    halves = precision == "bf16"
+    plain = schedule(model.program, plan)
+    assert sched.peak_slot_bytes == plain.peak_slot_bytes / (1 + halves)
+    assert sched.peak_bytes - sched.peak_slot_bytes == (
+        weight_bytes(sched.program)
+        + activation_bytes(sched.program)
+        + prologue_bytes(sched.program)
+    )
+
+
+def test_a_prologue_computes_all_steps_at_once() -> None:
+    """Its part for all steps takes a step's values so many times; what is kept isn't among them."""
+    program = program_of("dit")
+    few, many = (split_prologue(program, steps) for steps in (2, 4000))
+    assert few.prologue is not None
+    assert many.prologue is not None
+    assert activation_bytes(few) < activation_bytes(program)
+    if many.prologue.step is not None:
+        assert activation_bytes(many) > activation_bytes(few)
+
+
+def test_limits_are_counted_as_compiled(tmp_path: Path) -> None:
+    """Half precision leaves room for slots that fp32 has none for."""
+    model = sample("dit", "cond-first")
+    sched = schedule(model.program, mixed(model, 4, steps=5))
+    most = sched.peak_slot_bytes // 2
+    dropped = {}
+    for precision in ("fp32", "bf16"):
+        told: list[Schedule] = []
+        path = compile_bundle(
+            sched,
+            tmp_path / precision,
+            precision=precision,
+            max_slot_bytes=most,
+            foretell=told.append,
+        )
+        dropped[precision] = len(told[0].dropped)
+        held = Bundle.open(path, threads=1).manifest.storage_bytes
+        assert sum(held.values()) == told[0].peak_slot_bytes <= most
+    assert dropped["fp32"] > dropped["bf16"] == 0
+    whole = told[0].peak_bytes
+    with pytest.raises(PlanError, match="max_memory_bytes is 9, but weights take"):
+        compile_bundle(sched, tmp_path / "none", max_memory_bytes=9)
+    assert not (tmp_path / "none").exists()
+    compile_bundle(
+        sched,
+        tmp_path / "tight",
+        precision="bf16",
+        max_memory_bytes=whole - 1,
+        foretell=told.append,
+    )
+    assert told[-1].peak_bytes < whole
+    assert told[-1].dropped

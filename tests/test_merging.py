@@ -203,45 +203,6 @@ def test_a_schedule_tells_what_its_limit_costs() -> None:
     assert limited.curve.costs[-1] == schedule_cost(schedule(model.program, plan)).attention
 
 
-def test_groups_stay_near_those_known() -> None:
-    """A cell that changes leaves the grouping of all steps as it was, or moves one step."""
-    model = sample("dit", "cond-first")
-    plan = banded(mixed(model, 0, window=Window(3), steps=24), seed=3, stay=0.8)
-    first = schedule(model.program, plan, 8)
-    near = [bucket.steps for bucket in first.buckets]
-    owner = {step: number for number, steps in enumerate(near) for step in steps}
-    draw, others = random.Random(1), 0
-    for _ in range(12):
-        step, site = draw.randrange(1, 24), draw.choice(plan.sites)
-        other = plan.replace(step, site, draw.choice(METHODS))
-        best, found = (
-            schedule(model.program, other, 8),
-            schedule(model.program, other, 8, near=near),
-        )
-        assert schedule_cost(found).attention <= 1.05 * schedule_cost(best).attention
-        merged = {}
-        for bucket in found.buckets:
-            for at in bucket.steps:
-                merged[at] = bucket.steps
-        together = [
-            len({owner[other] for other in steps if other != step}) <= 1
-            for steps in set(merged.values())
-        ]
-        others += all(together)
-    assert others >= 8
-
-
-def test_groups_of_another_plan_or_too_many() -> None:
-    model = sample("dit", "cond-first")
-    plan = mixed(model, 1, steps=6)
-    with pytest.raises(PlanError, match="groups to stay near have 2 steps, expected the plan's 6"):
-        schedule(model.program, plan, 3, near=[(0,), (1,)])
-    alone = [(step,) for step in range(6)]
-    assert [bucket.steps for bucket in schedule(model.program, plan, 3, near=alone).buckets] == [
-        bucket.steps for bucket in schedule(model.program, plan, 3).buckets
-    ]
-
-
 def test_a_schedule_at_the_knee() -> None:
     model = sample("dit", "cond-first")
     plan = banded(mixed(model, 0, window=Window(3), steps=24), seed=3, stay=0.8)

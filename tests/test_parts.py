@@ -1,5 +1,7 @@
 """Prologues in bundles: weights no bucket reads, and steps that compute what they did."""
 
+import json
+from collections import Counter
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -14,6 +16,8 @@ from ditc.export.parts import part_jobs
 from ditc.passes import TorchSession, schedule
 from ditc.passes.splitting import split_prologue
 from ditc.runtime import Bundle
+from ditc.runtime.variants import read_manifest
+from ditc.tools.bench import time_buckets, time_prologue
 from ditc.tools.cli import main
 
 from .compiled import arrays, planned, tiny_dit, workshop
@@ -138,3 +142,26 @@ def test_inspect_tells(capsys: pytest.CaptureFixture[str]) -> None:
     assert "once for all steps: timestep to" in said
     assert main(["inspect", str(compiled("pixart", "cond-first", False))]) == 0
     assert "prologue   none" in capsys.readouterr().out
+
+
+def test_bench_times_the_prologue(capsys: pytest.CaptureFixture[str]) -> None:
+    """A round runs the prompt's part and that for all steps once, and the steps neither."""
+    path = compiled("pixart", "cond-first", True)
+    assert main(["bench", str(path), "--rounds", "3", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert len(found["prologue"]["rounds_ms"]) == 3
+    assert found["prologue"]["median_ms"] > 0
+    counts = Counter(run.bucket for run in read_manifest(path).runs)
+    steps = sum(found["buckets"][name]["median_ms"] * count for name, count in counts.items())
+    assert found["generation_ms"] == pytest.approx(steps + found["prologue"]["median_ms"])
+    bundle = Bundle.open(path, threads=1)
+    time_buckets(bundle, 2)
+    before = dict(bundle.feed.runs)
+    assert before["prologue-all-steps"] == before["prologue-prompt"] == 1
+    time_prologue(bundle, 5)
+    assert bundle.feed.runs == {**before, "prologue-prompt": 6, "prologue-all-steps": 6}
+    assert main(["bench", str(path), "--rounds", "1"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[1] for line in lines if line.startswith("prologue ")] == ["1"]
+    without = compiled("pixart", "cond-first", False)
+    assert time_prologue(Bundle.open(without, threads=1), 1) is None

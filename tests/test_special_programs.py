@@ -10,11 +10,15 @@ from hypothesis import strategies as st
 from torch.utils import _pytree as pytree
 
 from ditc.export.specialising import Specialisation
-from ditc.passes import Plan, Program, TorchSession, Window, capture, schedule
+from ditc.passes import Plan, Program, TileWindow, TorchSession, Window, capture, schedule
+from ditc.passes.calls import calls_of
+from ditc.passes.identity import in_batch
+from ditc.passes.laying_out import laid_out_for
 from ditc.passes.precision import with_precision
 
 from . import models
 from .samples import METHODS
+from .test_calls import split
 
 STEPS = 5
 SCALE = 3.0
@@ -23,7 +27,13 @@ TOLERANCES = {"fp32": 1e-5, "fp16": 2e-2, "bf16": 1.5e-1}
 rounding to 11 and to 8 bits makes of two layers; guidance at 3 triples what the halves differ by.
 """
 MODELS = {"dit": (models.dit, models.dit_kwargs), "pixart": (models.pixart, models.pixart_kwargs)}
-WINDOWS = (Window(3), Window(8), Window(10, block=5))
+WINDOWS = {
+    "band": Window(3),
+    "wide band": Window(8),
+    "block": Window(10, block=5),
+    "tile": TileWindow((5, 5), (2, 3), (1, 0)),
+}
+LAYOUTS = ("cond-first", "uncond-first", "separate", "separate-uncond-first")
 
 
 @dataclass(frozen=True)
@@ -31,7 +41,7 @@ class Case:
     model: str
     cfg: str
     seed: int
-    window: int
+    window: str
     limit: int | str | None
     folds: bool
     guides: bool
@@ -40,31 +50,45 @@ class Case:
 
 
 @lru_cache
-def program_of(model: str, cfg: str) -> Program:
+def program_of(model: str, cfg: str, tiles: bool = False) -> Program:
+    if tiles:
+        return laid_out_for(program_of(model, cfg), [WINDOWS["tile"]])
     make, kwargs = MODELS[model]
-    return capture(make(2), kwargs(), cfg=cfg)
+    if cfg in ("cond-first", "uncond-first"):
+        return capture(make(2), kwargs(), cfg=cfg)
+    cond, uncond = split(kwargs())
+    return capture(make(2), cond, cfg=cfg, unconditional=uncond)
 
 
 @lru_cache
 def special_of(
-    model: str, cfg: str, folds: bool, guides: bool, splits: bool, precision: str = "fp32"
+    model: str,
+    cfg: str,
+    folds: bool,
+    guides: bool,
+    splits: bool,
+    precision: str = "fp32",
+    tiles: bool = False,
 ) -> Program:
-    program = with_precision(program_of(model, cfg), precision)
+    program = with_precision(program_of(model, cfg, tiles), precision)
     return Specialisation(STEPS, folds, guides, splits).of(program)
 
 
-cases = st.builds(
-    Case,
-    model=st.sampled_from(sorted(MODELS)),
-    cfg=st.sampled_from(["cond-first", "uncond-first"]),
-    seed=st.integers(0, 2**16),
-    window=st.integers(0, len(WINDOWS) - 1),
-    limit=st.sampled_from([None, 1, 2, 3, "knee"]),
-    folds=st.booleans(),
-    guides=st.booleans(),
-    splits=st.booleans(),
-    precision=st.sampled_from(sorted(TOLERANCES)),
-)
+@st.composite
+def cases(draw: st.DrawFn) -> Case:
+    """Draw a case; two calls have no halves in one batch to fold or to guide."""
+    cfg = draw(st.sampled_from(LAYOUTS))
+    return Case(
+        model=draw(st.sampled_from(sorted(MODELS))),
+        cfg=cfg,
+        seed=draw(st.integers(0, 2**16)),
+        window=draw(st.sampled_from(sorted(WINDOWS))),
+        limit=draw(st.sampled_from([None, 1, 2, 3, "knee"])),
+        folds=in_batch(cfg) and draw(st.booleans()),
+        guides=in_batch(cfg) and draw(st.booleans()),
+        splits=draw(st.booleans()),
+        precision=draw(st.sampled_from(sorted(TOLERANCES))),
+    )
 
 
 def drawn(program: Program, case: Case) -> Plan:
@@ -93,22 +117,48 @@ def guided(case: Case, output: torch.Tensor) -> torch.Tensor:
     return torch.cat([step, cond[:, width:]], dim=1)
 
 
-@settings(max_examples=20, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
-@given(cases)
+@settings(max_examples=24, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@given(cases())
 def test_agrees_with_the_unspecialised_schedule(case: Case) -> None:
-    program = program_of(case.model, case.cfg)
+    tiles = case.window == "tile"
+    program = program_of(case.model, case.cfg, tiles)
     switches = case.folds, case.guides, case.splits
-    special = special_of(case.model, case.cfg, *switches, case.precision)
+    special = special_of(case.model, case.cfg, *switches, case.precision, tiles)
     sched = schedule(program, drawn(program, case), case.limit)
     plain, session = TorchSession(sched), TorchSession(sched.on(special))
     scale = {"guidance_scale": torch.tensor(SCALE)} if case.guides else {}
     for step in range(STEPS):
-        kwargs = given_at(case, step)
-        (expected,) = pytree.tree_leaves(plain(step, **kwargs))
-        (found,) = pytree.tree_leaves(session(step, **kwargs, **scale))
-        expected = guided(case, expected) if case.guides else expected
-        error = (found - expected).abs().max() / expected.abs().max()
-        assert error <= TOLERANCES[case.precision], (case, step)
+        for call in calls_of(program.cfg):
+            kwargs = given_at(case, step)
+            if call:
+                kwargs = split(kwargs)[call == "uncond"]
+            (expected,) = pytree.tree_leaves(plain(step, call, **kwargs))
+            (found,) = pytree.tree_leaves(session(step, call, **kwargs, **scale))
+            expected = guided(case, expected) if case.guides else expected
+            error = (found - expected).abs().max() / expected.abs().max()
+            assert error <= TOLERANCES[case.precision], (case, step, call)
+
+
+def test_all_kinds_are_drawn() -> None:
+    """Each layout meets each kind of window, with and without a prologue, in few examples."""
+    met: set[tuple[str, str, bool]] = set()
+
+    @settings(max_examples=200, derandomize=True, database=None)
+    @given(cases())
+    def look(case: Case) -> None:
+        met.add((case.cfg, case.window, case.splits))
+
+    look()
+    assert len(met) == len(LAYOUTS) * len(WINDOWS) * 2
+
+
+def test_two_calls_split_alike() -> None:
+    """The graph of a call leaves its prompt to a prologue, which each call runs for its own."""
+    plain = program_of("pixart", "separate")
+    special = special_of("pixart", "separate", False, False, True)
+    assert plain.prologue is None
+    assert special.prologue is not None
+    assert special.prologue.prompt is not None
 
 
 def test_all_switches_change_the_graph() -> None:

@@ -110,13 +110,15 @@ def add_compile_options(parser: argparse.ArgumentParser) -> None:
         help="merge steps to so many graphs; 'all' for none merged, 'knee' to stop where a further "
         "graph brings less than an average one (knee)",
     )
-    parser.add_argument(
+    groups = parser.add_mutually_exclusive_group()
+    groups.add_argument(
         "--near",
         type=Path,
         metavar="BUNDLE",
-        help="merge steps as in that bundle where it costs at most 5%% more, so that a plan that "
-        "differs little builds little",
+        help="merge steps as in that bundle, so that a step that differs builds two graphs at most "
+        "(the bundle that is replaced, where it costs at most 10%% more)",
     )
+    groups.add_argument("--regroup", action="store_true", help="merge steps near no bundle")
     parser.add_argument(
         "--max-slot-bytes",
         type=positive,

@@ -1,4 +1,4 @@
-"""`ditc bench`: time every bucket of a bundle; torch isn't needed."""
+"""`ditc bench`: time every bucket of a bundle, and what runs before; torch isn't needed."""
 
 import argparse
 import json
@@ -13,7 +13,7 @@ from .progress import progress
 from .running import example_inputs, open_bundle
 from .timing import Timing, timing
 
-__all__ = ["bench", "time_buckets"]
+__all__ = ["bench", "time_buckets", "time_prologue"]
 
 
 def bench(options: argparse.Namespace) -> None:
@@ -21,12 +21,15 @@ def bench(options: argparse.Namespace) -> None:
     bundle = open_bundle(options)
     with progress("bench", 1) as advance:
         timings = time_buckets(bundle, options.rounds)
+        before = time_prologue(bundle, options.rounds)
         advance()
     counts = Counter(run.bucket for run in bundle.manifest.runs)
     whole = sum(timings[name].median_ms * count for name, count in counts.items())
+    whole += 0.0 if before is None else before.median_ms
     if options.json:
         record = {
             "buckets": {name: asdict(found) for name, found in timings.items()},
+            "prologue": None if before is None else asdict(before),
             "generation_ms": whole,
             "device_bytes": bundle.device_bytes,
         }
@@ -34,20 +37,43 @@ def bench(options: argparse.Namespace) -> None:
         return
     sys.stdout.write("bucket    runs   median ms   quartiles ms\n")
     for bucket in bundle.manifest.buckets:
-        found = timings[bucket.name]
-        spread = f"{found.low_ms:.2f} … {found.high_ms:.2f}"
-        sys.stdout.write(
-            f"{bucket.name:<8} {counts[bucket.name]:>5}   {found.median_ms:>9.2f}   {spread}\n"
-        )
+        sys.stdout.write(_row(bucket.name, counts[bucket.name], timings[bucket.name]))
+    if before is not None:
+        sys.stdout.write(_row("prologue", 1, before))
     sys.stdout.write(f"a generation of {bundle.steps} steps: {whole:.1f} ms in engines\n")
     if bundle.device_bytes is not None:
         sys.stdout.write(f"{bundle.device_bytes / 1e6:.1f} MB of the GPU's memory in use\n")
 
 
+def _row(name: str, runs: int, found: Timing) -> str:
+    spread = f"{found.low_ms:.2f} … {found.high_ms:.2f}"
+    return f"{name:<8} {runs:>5}   {found.median_ms:>9.2f}   {spread}\n"
+
+
+def time_prologue(bundle: Bundle, rounds: int) -> Timing | None:
+    """Return the timing of all that runs once before the steps, None where nothing does.
+
+    For a new prompt and, in one call, for all steps; of both calls where a step makes two. The
+    bundle's steps have run before, so that their timesteps are known.
+    """
+    if bundle.manifest.prologue is None:
+        return None
+    inputs = example_inputs(bundle.manifest)
+    taken = []
+    for _ in range(rounds):
+        started = time.perf_counter()
+        for feed in bundle.feeds.values():
+            feed.forget()
+            feed(0, inputs)
+        taken.append((time.perf_counter() - started) * 1e3)
+    return timing(taken)
+
+
 def time_buckets(bundle: Bundle, rounds: int) -> dict[str, Timing]:
     """Run all steps in order, round after round, and return the timing by bucket.
 
-    A bucket's values are those of all its steps in all rounds; a round ahead warms up.
+    A bucket's values are those of all its steps in all rounds; a round ahead warms up, after
+    which the prologue knows the timesteps, so that its values are there.
     """
     inputs = [example_inputs(bundle.manifest, step) for step in range(bundle.steps)]
     taken: dict[str, list[float]] = {bucket.name: [] for bucket in bundle.manifest.buckets}
@@ -57,4 +83,6 @@ def time_buckets(bundle: Bundle, rounds: int) -> dict[str, Timing]:
             bundle.step(run.step, run.call, **inputs[run.step])
             if number:
                 taken[run.bucket].append((time.perf_counter() - started) * 1e3)
+        for feed in bundle.feeds.values():
+            feed(0, inputs[0])
     return {name: timing(values) for name, values in taken.items()}

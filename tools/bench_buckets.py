@@ -1,8 +1,10 @@
 """Bench the limit on buckets on a DiT-XL/2 plan: `python -m ditc.tools.bench_buckets [SEED]`.
 
 A plan of 50 steps whose cells are drawn with a mix of methods that leaves half of the attention's
-multiply-adds (49% at D4 of DiTFastAttn on DiT-XL/2-512), once cell by cell, once with sites that
-keep a method for a while as searched plans do. Nothing of the model but its shapes enters.
+multiply-adds (49% at D4 of DiTFastAttn on DiT-XL/2-512). Once every cell is drawn by itself: beside
+what is kept stands what no grouping can exceed. Then sites keep their method from step to step with
+some chance, which is what merging lives on; how persistent each plan is stands beside it, and what
+the demo's searched plan comes to. Nothing of DiT-XL/2 but its shapes enters.
 """
 
 import json
@@ -11,15 +13,16 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from diffusers import DiTTransformer2DModel
 
 from ditc.passes import Method, Plan, Program, capture
-from ditc.passes.merging import LEAVES_OUT, Merging, site_costs
+from ditc.passes.merging import Merging
 
-__all__ = ["bound", "drawn", "program", "run"]
+from .merging_bound import MergingBound
+from .models import DEMO_PLAN
+
+__all__ = ["drawn", "measured", "persistence", "program", "run"]
 
 STEPS = 50
 LAYERS = 28
@@ -32,6 +35,11 @@ MIX = {
 }
 """Shares of methods; with these windows half of the attention is left, 49% at D4."""
 LIMIT = 8
+LIMITS = (1, 2, 4, 6, 8, 10, 12, 16, 24, 32, 40, 50)
+WANTED = 0.9
+"""Share of the unlimited saving that few buckets should keep."""
+STAYS = {"independent": 0.0, "persistent_half": 0.5, "persistent_80": 0.8, "persistent_95": 0.95}
+"""Kinds of plan: the chance of a site to keep its method from one step to the next."""
 
 
 def program(layers: int = LAYERS) -> Program:
@@ -67,72 +75,49 @@ def drawn(model: Program, seed: int, stay: float) -> Plan:
     return replace(plan, cells=tuple(cells))
 
 
-def bound(plan: Plan, limit: int) -> float:
-    """Return a share of the unlimited saving that no grouping into so many buckets can exceed.
+def persistence(plan: Plan) -> tuple[float, float]:
+    """Return how often a site keeps its method from a step to the next, and how often by chance.
 
-    In a group of n steps each saves at most what the best group of min(n, 4) steps saves a step,
-    since milder methods save less the more steps meet; residuals cost nothing here. The bound is
-    the best that sizes of groups could make of that.
+    Steps 0, which is full, and 1 don't count. By chance means: with the cells' methods shuffled.
     """
-    bits = np.array(
-        [[LEAVES_OUT[plan.method(step, site)] for site in plan.sites] for step in range(plan.steps)]
-    )
-    table = site_costs(plan)[:, :, 0]
-    saved = table[:, :1] - table
-    best = _best_by_size(bits, saved, 4)
-    most = np.full((limit + 1, plan.steps + 1), -np.inf)
-    most[0, 0] = 0.0
-    for groups in range(1, limit + 1):
-        for steps in range(1, plan.steps + 1):
-            sizes = range(1, steps + 1)
-            most[groups, steps] = max(
-                most[groups - 1, steps - size] + size * best[min(size, 4) - 1] for size in sizes
-            )
-    merging = Merging(plan)
-    unlimited = merging.full() - merging.cost(np.arange(merging.units)[None])[0]
-    return float(min(1.0, most[:, plan.steps].max() / unlimited))
+    cells = [plan.method(step, site) for step in range(1, plan.steps) for site in plan.sites]
+    pairs = [
+        plan.method(step, site) is plan.method(step - 1, site)
+        for step in range(2, plan.steps)
+        for site in plan.sites
+    ]
+    shares = [cells.count(method) / len(cells) for method in Method]
+    return sum(pairs) / len(pairs), sum(share**2 for share in shares)
 
 
-def _best_by_size(
-    bits: npt.NDArray[np.int64], saved: npt.NDArray[np.float64], largest: int
-) -> list[float]:
-    """Return the most that a step saves in the best group of 1, 2, … steps."""
-    sites = np.arange(bits.shape[1])
-    groups, last = bits, np.arange(len(bits))
-    best = []
-    for size in range(1, largest + 1):
-        if size > 1:
-            pairs = [
-                (row, step)
-                for row, at in enumerate(last.tolist())
-                for step in range(at + 1, len(bits))
-            ]
-            rows, steps = np.array(pairs).T
-            groups, last = groups[rows] & bits[steps], steps
-        best.append(float(saved[sites, groups].sum(1).max()))
-    return best
+def measured(plan: Plan, limits: Sequence[int] = LIMITS) -> dict[str, object]:
+    """Return a plan's curve, what no limit can exceed, and its persistence."""
+    merging, bound = Merging(plan), MergingBound(plan)
+    curve = merging.curve()
+    cost = float(merging.cost(merging.group(LIMIT)[None])[0])
+    stays, by_chance = persistence(plan)
+    shown = [limit for limit in limits if limit <= curve.buckets]
+    return {
+        "attention_left": curve.costs[-1] / curve.full,
+        "keeps_method": round(stays, 3),
+        "keeps_method_by_chance": round(by_chance, 3),
+        "buckets": curve.buckets,
+        "knee": curve.knee,
+        "kept_at_limit": (curve.full - cost) / (curve.full - curve.costs[-1]),
+        "bound_at_limit": bound.kept(LIMIT),
+        "least_limit_not_ruled_out": bound.least(WANTED),
+        "kept": {str(limit): round(curve.kept(limit), 4) for limit in shown},
+        "bound": {str(limit): round(bound.kept(limit), 4) for limit in shown},
+    }
 
 
-def run(
-    seed: int, limits: Sequence[int] = (1, 2, 4, 6, 8, 10, 12, 16, 24, 32, 40, 50)
-) -> dict[str, object]:
-    """Return the curves of the two kinds of plan, and the bound at the limit."""
+def run(seed: int) -> dict[str, object]:
+    """Return what is measured of the kinds of plan, and of the plan searched for the demo."""
     model = program()
     found: dict[str, object] = {"seed": seed, "steps": STEPS, "layers": LAYERS, "limit": LIMIT}
-    for name, stay in (("independent", 0.0), ("banded", 0.95)):
-        plan = drawn(model, seed, stay)
-        merging = Merging(plan)
-        curve = merging.curve()
-        cost = float(merging.cost(merging.group(LIMIT)[None])[0])
-        found[name] = {
-            "attention_left": curve.costs[-1] / curve.full,
-            "buckets": curve.buckets,
-            "knee": curve.knee,
-            "kept_at_limit": (curve.full - cost) / (curve.full - curve.costs[-1]),
-            "bound_at_limit": bound(plan, LIMIT),
-            "kept": {str(k): round(curve.kept(k), 4) for k in limits if k <= curve.buckets},
-        }
-    return found
+    for name, stay in STAYS.items():
+        found[name] = measured(drawn(model, seed, stay))
+    return {**found, "demo_searched": measured(Plan.load(DEMO_PLAN))}
 
 
 if __name__ == "__main__":

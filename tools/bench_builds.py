@@ -1,9 +1,9 @@
 """Bench builds of the demo: `python -m ditc.tools.bench_builds [CHANGES] [SEED]`.
 
 Its plan is compiled into an empty cache, then again, then plans that differ from it in one step:
-a step is drawn and another method for one site there, then for every site. Without a limit on
-buckets; at the knee of the curve, where steps that are grouped otherwise make further graphs; and
-there with groups that stay near those of the first plan.
+a step is drawn and another method for one site there, then for every site. At the knee of the curve
+near the bundle that is replaced, which is what `ditc compile` does; there with steps grouped anew,
+which makes further graphs; and without a limit on buckets.
 """
 
 import json
@@ -20,14 +20,15 @@ from typing import Literal
 
 from ditc.export import compile as compile_bundle
 from ditc.passes import Method, Plan, Program, schedule
+from ditc.passes.nearing import Earlier
 from ditc.runtime.errors import PlanError
 
+from .building import NEAR
 from .models import DEMO_PLAN, demo_recording
 
 __all__ = ["changed", "run"]
 
 Limit = Literal["knee"] | None
-Groups = list[tuple[int, ...]] | None
 
 
 def changed(plan: Plan, program: Program, draw: random.Random, cells: int | None = None) -> Plan:
@@ -56,15 +57,15 @@ def run(changes: int, seed: int) -> dict[str, object]:
     recording = demo_recording()
     program, plan = recording.capture(), Plan.load(DEMO_PLAN)
     found: dict[str, object] = {"steps": plan.steps, "sites": len(plan.sites)}
-    near = [bucket.steps for bucket in schedule(program, plan, "knee").buckets]
-    kinds: tuple[tuple[str, Limit, Groups], ...] = (
+    near = schedule(program, plan, "knee").earlier
+    kinds: tuple[tuple[str, Limit, Earlier | None], ...] = (
+        ("knee", "knee", near),
+        ("knee, anew", "knee", None),
         ("all", None, None),
-        ("knee", "knee", None),
-        ("knee, near the first", "knee", near),
     )
-    for name, limit, groups in kinds:
+    for name, limit, earlier in kinds:
         with TemporaryDirectory(prefix="ditc-builds-") as folder:
-            builder = _Builder(program, recording.scheduler, limit, groups, Path(folder))
+            builder = _Builder(program, recording.scheduler, limit, earlier, Path(folder))
             found[name] = _measured(builder, plan, changes, seed)
     return found
 
@@ -76,14 +77,14 @@ class _Builder:
     program: Program
     sampler: object
     limit: Limit
-    near: Groups
+    near: Earlier | None
     folder: Path
 
     def build(self, plan: Plan, cache: str = "cache") -> tuple[float, int, int]:
         """Return seconds, graphs built and buckets of a compile."""
         built: list[str] = []
         start = time.perf_counter()
-        sched = schedule(self.program, plan, self.limit, near=self.near)
+        sched = schedule(self.program, plan, self.limit, near=self.near, near_most=NEAR)
         compile_bundle(
             sched,
             self.folder / "bundle",

@@ -1,6 +1,7 @@
 """`ditc compile`: a model and a plan in, a bundle out."""
 
 import argparse
+import math
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -11,11 +12,12 @@ from ditc.export import capture_decoder
 from ditc.export import compile as compile_bundle
 from ditc.export.joining import joined
 from ditc.passes import Plan, Program, Schedule, schedule, schedule_cost
-from ditc.passes.memory import weight_bytes
+from ditc.passes.memory import prologue_bytes, weight_bytes
 from ditc.passes.merging import Latencies as SiteMilliseconds
-from ditc.runtime.errors import BundleError, DitcError, LoweringError
-from ditc.runtime.variants import read_manifest, variants_of
+from ditc.passes.nearing import Earlier
+from ditc.runtime.errors import DitcError, LoweringError
 
+from .earlier import earlier_of, replaced
 from .latencies import Latencies
 from .models import load_recording, parse_call
 from .progress import progress
@@ -23,6 +25,9 @@ from .samples import check_samples
 from .windows import windowed, with_windows
 
 __all__ = ["build"]
+
+NEAR = 1.1
+"""How many times the cost of merging anew it may come to, to stay near what is replaced."""
 
 
 def build(options: argparse.Namespace) -> None:
@@ -87,20 +92,29 @@ def _build(
     decoder, without = None, ""
     if recording.vae is not None and not options.no_decoder:
         decoder, without = _decoder(recording.vae, program)
+    near = None
+    if options.near is not None:
+        near = earlier_of(options.near, variant)
+    elif not options.regroup:
+        near = replaced(options.out, variant)
     sched = schedule(
         program,
         plan,
         max_buckets=options.max_buckets,
-        near=None if options.near is None else _groups(options.near, variant),
-        max_slot_bytes=_fewer(options.max_slot_bytes, 0, program.samples, most),
-        max_memory_bytes=_fewer(
-            options.max_memory_bytes, weight_bytes(program), program.samples, most
-        ),
+        near=near,
+        near_most=math.inf if options.near is not None else NEAR,
         latencies=None if options.latency is None else _measured(options.latency, program, plan),
         ignore_model=options.ignore_model,
     )
-    sys.stdout.write("".join(f"{line}\n" for line in [*_foretold(sched, most), without] if line))
-    sys.stdout.flush()
+    limited = sched
+
+    def foretell(ready: Schedule) -> None:
+        nonlocal limited
+        limited = ready.on(sched.program)
+        lines = [*_foretold(ready, most), _aside(options.near, near, sched), without]
+        sys.stdout.write("".join(f"{line}\n" for line in lines if line))
+        sys.stdout.flush()
+
     told: list[str] = []
     parts = 1 if options.target == "onnx" else 2  # graphs, and engines from them
     with progress("compile", parts * len(sched.buckets)) as advance:
@@ -120,15 +134,18 @@ def _build(
             dynamic=options.dynamic,
             fold_halves=options.fold_halves,
             fuse_guidance=options.fuse_guidance,
+            max_slot_bytes=options.max_slot_bytes,
+            max_memory_bytes=options.max_memory_bytes,
+            foretell=foretell,
         )
     for obstacle in recording.obstacles:
         sys.stdout.write(f"no sampler in the bundle, which is to be attached: {obstacle}\n")
     built = sum(line.endswith(": built") for line in told)
     graphs = [line for line in told if line.endswith((": built", ": found in the cache"))]
-    cost = schedule_cost(sched)
+    cost = schedule_cost(limited)
     total = sum(file.stat().st_size for file in place.rglob("*") if file.is_file())
     sys.stdout.write(
-        f"{variant or place}: {len(sched.buckets)} buckets for {sched.steps} steps, "
+        f"{variant or place}: {len(limited.buckets)} buckets for {sched.steps} steps, "
         f"{total / 1e6:.2f} MB, "
         f"{cost.attention_left:.1%} of attention and {cost.model_left:.1%} of the model's "
         f"multiply-adds left\n"
@@ -139,20 +156,6 @@ def _build(
         for line in told
         if ": engine " in line or line.startswith(("warning: ", "fp16: "))
     )
-
-
-def _fewer(most_bytes: int | None, fixed: int, samples: int, most: int) -> int | None:
-    """Return a limit on bytes at the samples captured from that at the most of a range.
-
-    Args:
-        most_bytes: the limit.
-        fixed: bytes in it that don't grow with the samples.
-        samples: as captured.
-        most: of the range.
-    """
-    if most_bytes is None:
-        return None
-    return min(most_bytes, fixed + (most_bytes - fixed) * samples // most)
 
 
 def _decoder(vae: torch.nn.Module, program: Program) -> tuple[Program | None, str]:
@@ -171,11 +174,13 @@ def _foretold(sched: Schedule, most: int) -> Iterator[str]:
     if sched.dropped:
         names = ", ".join(slot.name for slot in sched.dropped)
         yield f"{len(sched.dropped)} slots given up, least valuable first: {names}"
-    times, fixed = most / sched.program.samples, weight_bytes(sched.program)
-    peak, slots = fixed + (sched.peak_bytes - fixed) * times, sched.peak_slot_bytes * times
+    times, weights = most / sched.program.samples, weight_bytes(sched.program)
+    kept, slots = prologue_bytes(sched.program) * times, sched.peak_slot_bytes * times
+    peak = weights + (sched.peak_bytes - weights) * times
     yield (
-        f"in memory at once, predicted for {most} samples: {peak / 1e6:.2f} MB, of which "
-        f"{len(sched.slots)} slots take {slots / 1e6:.2f} MB"
+        f"in memory at once, predicted for {most} samples: {peak / 1e6:.2f} MB, of which weights "
+        f"take {weights / 1e6:.2f} MB, {len(sched.slots)} slots {slots / 1e6:.2f} MB and what the "
+        f"prologue keeps {kept / 1e6:.2f} MB"
     )
     curve, count = sched.curve, len(sched.buckets)
     if curve is not None and count < curve.buckets:
@@ -186,13 +191,18 @@ def _foretold(sched: Schedule, most: int) -> Iterator[str]:
         )
 
 
-def _groups(bundle: Path, variant: str | None) -> list[tuple[int, ...]]:
-    """Return the steps of each bucket of a bundle."""
-    if not bundle.is_dir():
-        raise BundleError(f"--near {bundle}: is no folder, expected a bundle")
-    if variant not in variants_of(bundle):
-        variant = None
-    return [bucket.steps for bucket in read_manifest(bundle, variant).buckets]
+def _aside(path: Path | None, near: Earlier | None, sched: Schedule) -> str:
+    """Say that a bundle that was named isn't stayed near to, if so."""
+    if path is None or near is None:
+        return ""
+    if sched.asked is None:
+        return f"--near {path} is left aside: no steps are merged"
+    if sched.asked.key != near.asked.key:
+        return (
+            f"--near {path} is left aside: it was compiled for another model, limit, window or "
+            "latencies"
+        )
+    return ""
 
 
 def _measured(path: Path, program: Program, plan: Plan) -> SiteMilliseconds:
