@@ -35,11 +35,17 @@ class Curve:
         return self.costs[min(limit, self.buckets) - 1] / best if best else 1.0
 
     def at(self, limit: int, cost: float) -> "Curve":
-        """Return the curve with what a limit was found to cost, where that is less."""
-        costs = list(self.costs)
-        for index in range(min(limit, self.buckets) - 1, self.buckets):
-            costs[index] = min(costs[index], cost)
-        return replace(self, costs=tuple(costs))
+        """Return the curve through what a limit was found to cost.
+
+        Lower limits cost as much at least, higher ones at most; the last point, without a limit,
+        only moves down.
+        """
+        index = min(limit, self.buckets) - 1
+        if index == self.buckets - 1:
+            cost = min(cost, self.costs[index])
+        before = [max(known, cost) for known in self.costs[:index]]
+        behind = [min(known, cost) for known in self.costs[index + 1 :]]
+        return replace(self, costs=(*before, cost, *behind))
 
     @property
     def knee(self) -> int:

@@ -187,10 +187,12 @@ def test_the_knee() -> None:
     assert Curve((100.0, 30.0, 20.0), 100.0).slowdown(2) == 1.5
 
 
-def test_a_limit_found_cheaper_than_the_curve_lowers_it() -> None:
+def test_the_curve_goes_through_what_a_limit_was_found_to_cost() -> None:
     curve = Curve((100.0, 60.0, 50.0, 20.0), 100.0)
     assert curve.at(2, 45.0).costs == (100.0, 45.0, 45.0, 20.0)
-    assert curve.at(2, 70.0) == curve.at(9, 20.0) == curve
+    assert curve.at(3, 70.0).costs == (100.0, 70.0, 70.0, 20.0)
+    assert curve.at(9, 20.0) == curve.at(9, 25.0) == curve
+    assert curve.at(4, 15.0).costs == (100.0, 60.0, 50.0, 15.0)
 
 
 def test_a_schedule_tells_what_its_limit_costs() -> None:

@@ -1,6 +1,5 @@
 """No grouping keeps more than the bound says: against all groupings of few steps, and good ones."""
 
-import itertools
 import random
 from dataclasses import replace
 
@@ -29,7 +28,8 @@ def drawn(steps: int, seed: int, methods: tuple[str, ...] = METHODS) -> Plan:
     return replace(plan, cells=(plan.cells[0], *cells[1:]))
 
 
-@pytest.mark.parametrize(("steps", "seed"), itertools.product((3, 6, 7), range(4)))
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("steps", [3, 6, 7])
 def test_no_grouping_of_few_steps_keeps_more(steps: int, seed: int) -> None:
     plan = drawn(steps, seed)
     merging, bound = Merging(plan), MergingBound(plan)
@@ -42,14 +42,33 @@ def test_no_grouping_of_few_steps_keeps_more(steps: int, seed: int) -> None:
     assert before == pytest.approx(1.0)
 
 
+def wide(steps: int, seed: int, sites: int = 28) -> Plan:
+    """Return a plan of a model of many like sites, every cell drawn alone."""
+    plan = drawn(steps, seed)
+    names, (window, *_), (cost, *_) = (
+        [f"site{number}" for number in range(sites)],
+        plan.windows.values(),
+        plan.cost.sites.values(),
+    )
+    draw = random.Random(seed)
+    cells = [{name: Method(draw.choice(METHODS)) for name in names} for _ in range(steps)]
+    return replace(
+        plan,
+        windows=dict.fromkeys(names, window),
+        cost=replace(plan.cost, sites=dict.fromkeys(names, cost)),
+        cells=(dict.fromkeys(names, Method.FULL), *cells[1:]),
+    )
+
+
 def test_it_rules_out_what_independent_cells_cannot_keep() -> None:
-    """Twenty steps of cells drawn alone: half of what is saved is out of reach of four buckets."""
-    plan = drawn(20, 1)
+    """Thirty steps at 28 sites: four buckets can't keep half, and for 90% most are needed."""
+    plan = wide(30, 1)
     merging, bound = Merging(plan), MergingBound(plan)
     best = kept(merging, merging.group(4)[None])
-    assert best <= bound.kept(4) <= 0.75
-    assert bound.least(0.9) > 8
-    assert bound.kept(bound.least(0.9)) >= 0.9 > bound.kept(bound.least(0.9) - 1)
+    assert 0.05 <= best <= bound.kept(4) <= 0.6
+    least = bound.least(0.9)
+    assert least >= 15
+    assert bound.kept(least) >= 0.9 > bound.kept(least - 1)
 
 
 def test_steps_alike_are_not_ruled_out() -> None:
@@ -68,14 +87,16 @@ def test_a_plan_that_saves_nothing() -> None:
 def test_persistence_by_hand() -> None:
     plan = drawn(4, 0, ("full",))
     assert persistence(plan) == (1.0, 1.0)
-    first, second = plan.sites
-    plan = plan.replace(2, first, "ast").replace(3, first, "ast").replace(3, second, "asc")
+    plan = wide(4, 0, sites=2)
+    for step, methods in enumerate((("full", "full"), ("ast", "full"), ("ast", "asc")), start=1):
+        for site, method in zip(plan.sites, methods, strict=True):
+            plan = plan.replace(step, site, method)
     # From 1 to 2 one of two sites keeps its method, from 2 to 3 one: full, ast, asc are 3, 2, 1.
     assert persistence(plan) == pytest.approx((0.5, (3**2 + 2**2 + 1) / 36))
 
 
 def test_the_bench_of_a_plan() -> None:
-    found = measured(drawn(20, 2), limits=(1, 8, 50))
+    found = measured(wide(20, 2), limits=(1, 8, 50))
     assert list(found["kept"]) == ["1", "8"]
     assert found["kept"]["1"] == 0.0
     assert 0 < found["kept"]["8"] <= found["kept_at_limit"] + 1e-4

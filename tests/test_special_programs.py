@@ -33,7 +33,7 @@ WINDOWS = {
     "block": Window(10, block=5),
     "tile": TileWindow((5, 5), (2, 3), (1, 0)),
 }
-LAYOUTS = ("cond-first", "uncond-first", "separate", "separate-uncond-first")
+LAYOUTS = ("cond-first", "uncond-first", "separate")
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ def guided(case: Case, output: torch.Tensor) -> torch.Tensor:
     return torch.cat([step, cond[:, width:]], dim=1)
 
 
-@settings(max_examples=24, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=20, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(cases())
 def test_agrees_with_the_unspecialised_schedule(case: Case) -> None:
     tiles = case.window == "tile"
