@@ -56,8 +56,7 @@ class Feed:
 
     def forget(self) -> None:
         """Have all of the prologue run again, with the timesteps that are known."""
-        self._given = {}
-        self._all_steps = {}
+        self._given, self._prompt, self._all_steps = {}, {}, {}
 
     def _see(self, prologue: PrologueInfo, arrays: Mapping[str, Array]) -> None:
         """Run the prompt's part if conditioning isn't what it was."""
