@@ -13,13 +13,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from ditc.export import compile as compile_bundle
 from ditc.export.preparing import Limits, prepared
 from ditc.export.specialising import Specialisation
-from ditc.passes import Program, Schedule, capture, schedule, schedule_cost, split_prologue
+from ditc.passes import Program, Schedule, Window, capture, schedule, schedule_cost, split_prologue
 from ditc.passes.memory import activation_bytes, prologue_bytes, weight_bytes
 from ditc.runtime import Bundle
 from ditc.runtime.errors import PlanError
 from ditc.runtime.weights import map_tensors
 
-from .compiled import arrays
+from .compiled import arrays, planned
 from .samples import mixed, sample
 
 
@@ -133,7 +133,8 @@ def test_a_limit_below_what_is_needed_anyway() -> None:
 def test_what_is_foretold_is_what_a_bundle_takes(name: str, precision: str, tmp_path: Path) -> None:
     """Of weights, slots and the prologue to the byte, counted in what is written and kept."""
     model = sample(name, "uncond-first")
-    plain = schedule(model.program, mixed(model, 4, steps=4), 2)
+    plan = planned(model.program, "full", "wa-rs", "ast", "full", window=Window(3))
+    plain = schedule(model.program, plan, 3)
     told: list[Schedule] = []
     path = compile_bundle(plain, tmp_path / "b", precision=precision, foretell=told.append)
     (sched,) = told
