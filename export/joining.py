@@ -20,6 +20,7 @@ from ditc.runtime.variants import Index, check_variant_name, read_manifest
 from .bundle import records, staged
 from .checkpoint import Checkpoint
 from .compiling import compile  # noqa: A004 (the public name)
+from .references import point_at
 from .weights import Entry, Store, write_store
 
 __all__ = ["compile_variants", "joined"]
@@ -206,13 +207,9 @@ def _move_graph(path: Path, target: Path, names: Mapping[str, str], store: Store
     """Write a graph whose weights lie in the joint store."""
     model = onnx.load(path, load_external_data=False)
     for tensor in model.graph.initializer:
-        if tensor.data_location != onnx.TensorProto.EXTERNAL:
-            continue
-        tensor.name = names[tensor.name]
-        offset, length = store.places[tensor.name]
-        del tensor.external_data[:]
-        for key, value in (("location", WEIGHTS_FILE), ("offset", offset), ("length", length)):
-            tensor.external_data.add(key=key, value=str(value))
+        if tensor.data_location == onnx.TensorProto.EXTERNAL:
+            tensor.name = names[tensor.name]
+    point_at(model, WEIGHTS_FILE, store.places)
     for node in model.graph.node:
         for at, name in enumerate(node.input):
             node.input[at] = names.get(name, name)

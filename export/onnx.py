@@ -29,6 +29,7 @@ from .expand_masks import ExpandMasks
 from .fold_constants import FoldConstants
 from .lower_windows import LowerWindows
 from .lowered import Lowered, Source
+from .references import point_at
 from .simplify import simplify
 from .site_names import mark_sites, name_attentions, sites_of
 from .split_complex import SplitComplex
@@ -135,13 +136,7 @@ def save(lowered: Lowered, path: Path, store: str, placed: Mapping[str, tuple[in
         LoweringError: if ONNX's own checker refuses the model.
     """
     model = onnx.ModelProto.FromString(lowered.graph)
-    for tensor in model.graph.initializer:
-        if tensor.data_location != onnx.TensorProto.EXTERNAL:
-            continue
-        offset, length = placed[tensor.name]
-        del tensor.external_data[:]
-        for key, value in (("location", store), ("offset", offset), ("length", length)):
-            tensor.external_data.add(key=key, value=str(value))
+    point_at(model, store, placed)
     path.write_bytes(model.SerializeToString(deterministic=True))
     try:
         onnx.checker.check_model(str(path), full_check=True)

@@ -10,13 +10,14 @@ from torch.utils import _pytree as pytree
 
 from ditc.runtime.errors import CaptureError
 
+from .arguments import flatten, stack
 from .base import run
 from .clean_inference import CleanInference
 from .exporting import export
 from .graphs import add_weight
 from .grid import token_grid
 from .identity import CFG_LAYOUTS, in_batch
-from .program import CfgLayout, Identity, Input, Program, Role, flatten, stack
+from .program import CfgLayout, Identity, Input, Program, Role
 from .remove_dead_code import RemoveDeadCode
 from .resizing import resized
 from .sites import find_sites

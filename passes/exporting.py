@@ -12,8 +12,8 @@ from torch.utils import _pytree as pytree
 
 from ditc.runtime.errors import CaptureError
 
+from .arguments import flatten
 from .choices import Answer, Following, Noting, is_model_file
-from .program import flatten
 from .unloaded import is_stood_in
 
 __all__ = ["export", "traced_line"]

@@ -9,7 +9,8 @@ from math import prod
 
 import torch
 
-from .program import Site, flatten
+from .arguments import flatten
+from .program import Site
 
 __all__ = ["token_grid"]
 

@@ -1,6 +1,6 @@
 """Programs, their inputs, sites and slots: what the passes work on."""
 
-from collections.abc import Callable, Iterator, Mapping, Set
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -10,6 +10,7 @@ from torch.utils import _pytree as pytree
 
 from ditc.runtime.errors import CaptureError
 
+from .arguments import flatten, stack
 from .checking import check_constant, check_equal_halves
 from .identity import CfgLayout, Identity, in_batch
 from .prologue import Feed, Prologue
@@ -27,8 +28,6 @@ __all__ = [
     "SiteKind",
     "Slot",
     "SlotKind",
-    "flatten",
-    "stack",
 ]
 
 Role = Literal["latents", "timestep", "condition", "guidance"]
@@ -276,35 +275,3 @@ class Program:
         if value.device != device:
             raise CaptureError(f"argument {path} is on {value.device}, the program on {device}")
         return value
-
-
-def stack(kwargs: Mapping[str, object], names: Set[str]) -> Mapping[str, object]:
-    """Return keyword arguments with lists of samples of those names made one tensor each.
-
-    Raises:
-        CaptureError: if the samples differ in shape.
-    """
-    made = dict(kwargs)
-    for name in names & kwargs.keys():
-        value = kwargs[name]
-        if not isinstance(value, list | tuple):
-            continue
-        shapes = {tuple(sample.shape) for sample in value}
-        if len(shapes) != 1:
-            raise CaptureError(f"samples of argument {name} differ in shape: {sorted(shapes)}")
-        made[name] = torch.stack(list(value))
-    return made
-
-
-def flatten(kwargs: Mapping[str, object]) -> Iterator[tuple[str, object]]:
-    """Yield the leaves of nested keyword arguments with dotted paths."""
-    leaves, _ = pytree.tree_flatten_with_path(dict(kwargs))
-    for keys, leaf in leaves:
-        yield ".".join(_key_text(key) for key in keys), leaf
-
-
-def _key_text(key: object) -> str:
-    for attribute in ("key", "idx", "name"):
-        if hasattr(key, attribute):
-            return str(getattr(key, attribute))
-    return str(key)

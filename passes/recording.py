@@ -9,10 +9,11 @@ from torch.utils import _pytree as pytree
 
 from ditc.runtime.errors import CaptureError
 
+from .arguments import flatten
 from .capturing import capture
 from .graphs import dtype_name
 from .identity import CfgLayout, in_batch
-from .program import Program, flatten
+from .program import Program
 from .recorder import Recorder, Stop
 from .told import Told
 from .unloaded import Weights, standing_in

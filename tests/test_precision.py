@@ -11,10 +11,10 @@ from torch.utils import _pytree as pytree
 from ditc.export import compile  # noqa: A004 (the public name)
 from ditc.export.checkpoint import Checkpoint
 from ditc.passes import Program, TorchSession, capture, schedule
+from ditc.passes.arguments import flatten
 from ditc.passes.graphs import find
 from ditc.passes.operators import SDPA
 from ditc.passes.precision import check_attention, own_precision, with_precision
-from ditc.passes.program import flatten
 from ditc.passes.ranges import overflows
 from ditc.runtime import Bundle
 from ditc.runtime.errors import EngineError, LoweringError, PassError

@@ -20,6 +20,7 @@ from ditc.runtime.sampler import SamplerState
 
 from .bench_sites import measure
 from .demo_report import Report, figures_of, lines
+from .demo_runs import GUIDANCE_SCALE, image_of
 from .glyphs import CLASSES, IMAGE_SIZE, NULL_CLASS
 from .images import comparison, to_bytes
 from .latencies import Latencies
@@ -29,9 +30,8 @@ from .search import find
 from .space import space_of
 from .timing import Timing, in_turn
 
-__all__ = ["GUIDANCE_SCALE", "run_demo"]
+__all__ = ["CALIBRATION", "GUIDANCE_SCALE", "SEED", "STEPS", "run_demo"]
 
-GUIDANCE_SCALE = 4.0
 STEPS = 20
 THRESHOLD = 0.1
 CALIBRATION = 4
@@ -103,17 +103,9 @@ def _all_classes(bundle: Bundle, name: str) -> Images:
     made = []
     with progress(f"generate {name}", len(CLASSES)) as advance:
         for label in range(len(CLASSES)):
-            made.append(_generate(bundle, label, seed=label))
+            made.append(image_of(bundle, label))
             advance()
     return np.concatenate(made)
-
-
-def _generate(bundle: Bundle, label: int, seed: int) -> Images:
-    return bundle.generate(
-        seed=seed,
-        guidance_scale=GUIDANCE_SCALE,
-        class_labels=np.array([label, NULL_CLASS]),
-    )
 
 
 def _timings(
@@ -122,8 +114,8 @@ def _timings(
     eager = EagerSampler(recording, bundles["uncompressed"], steps)
     _choose_threads(recording)
     ways = {
-        "uncompressed": lambda: _generate(bundles["uncompressed"], 3, seed=0),
-        "compressed": lambda: _generate(bundles["compressed"], 3, seed=0),
+        "uncompressed": lambda: image_of(bundles["uncompressed"], 3, seed=0),
+        "compressed": lambda: image_of(bundles["compressed"], 3, seed=0),
         "eager": lambda: eager(3),
     }
     with progress("time, in turn", rounds) as advance:

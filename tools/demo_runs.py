@@ -10,19 +10,21 @@ from torch.utils import _pytree as pytree
 from ditc.passes import Schedule, TorchSession
 from ditc.runtime import Bundle
 
-from .demo import GUIDANCE_SCALE
 from .glyphs import CLASSES, NULL_CLASS
 from .trajectory import Trajectory
 
-__all__ = ["image_of", "images_of", "steps_beside_torch"]
+__all__ = ["GUIDANCE_SCALE", "image_of", "images_of", "steps_beside_torch"]
 
+GUIDANCE_SCALE = 4.0
 Images = npt.NDArray[np.float32]
 
 
-def image_of(bundle: Bundle, label: int) -> Images:
-    """Return an image of a class, [1, 1, height, width], its seed being the class."""
+def image_of(bundle: Bundle, label: int, seed: int | None = None) -> Images:
+    """Return an image of a class, [1, 1, height, width]; its seed is the class if None."""
     return bundle.generate(
-        seed=label, guidance_scale=GUIDANCE_SCALE, class_labels=np.array([label, NULL_CLASS])
+        seed=label if seed is None else seed,
+        guidance_scale=GUIDANCE_SCALE,
+        class_labels=np.array([label, NULL_CLASS]),
     )
 
 

@@ -11,7 +11,7 @@ from torch.utils import _pytree as pytree
 
 from ditc.export import compile as compile_bundle
 from ditc.passes import Plan, Program, TorchSession, Window, capture, schedule
-from ditc.passes.program import flatten, stack
+from ditc.passes.arguments import flatten, stack
 from ditc.runtime import Bundle
 from ditc.runtime.errors import DitcError
 
