@@ -7,7 +7,7 @@ import torch
 from torch import fx
 
 from ditc.passes.base import Pass
-from ditc.passes.graphs import call, shape_of
+from ditc.passes.graphs import call, given, shape_of
 
 __all__ = ["ExpandMasks"]
 
@@ -30,7 +30,7 @@ class ExpandMasks(Pass):
 
 def _expand(graph: fx.Graph, node: fx.Node) -> int:
     query = node.args[0]
-    mask = node.args[MASK] if len(node.args) > MASK else node.kwargs.get("attn_mask")
+    mask = given(node, MASK, "attn_mask")
     if not isinstance(query, fx.Node) or not isinstance(mask, fx.Node):
         return 0
     tokens, (*batch, rows, keys) = shape_of(query)[-2], shape_of(mask)

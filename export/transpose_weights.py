@@ -7,7 +7,7 @@ import torch
 from torch import fx
 
 from ditc.passes.base import Pass
-from ditc.passes.graphs import add_weight, call, weight
+from ditc.passes.graphs import add_weight, call, given, weight
 
 __all__ = ["TransposeWeights"]
 
@@ -48,7 +48,7 @@ def _transposed(graph: fx.Graph, stored: fx.Node) -> fx.Node:
 
 
 def _multiply(graph: fx.Graph, node: fx.Node, transposed: fx.Node) -> None:
-    bias = node.args[2] if len(node.args) > 2 else node.kwargs.get("bias")
+    bias = given(node, 2, "bias")
     with graph.inserting_before(node):
         result = call(graph, aten.matmul.default, node.args[0], transposed)
         if bias is not None:

@@ -15,6 +15,7 @@ import torch
 
 from ditc.passes.graphs import weight
 from ditc.passes.program import Program
+from ditc.passes.sizes import nbytes
 from ditc.runtime.errors import LoweringError
 from ditc.runtime.manifest import FileInfo
 
@@ -45,7 +46,7 @@ class Entry:
     @property
     def nbytes(self) -> int:
         """Bytes it takes."""
-        return self.dtype.itemsize * torch.Size(self.shape).numel()
+        return nbytes(self.shape, self.dtype)
 
     @classmethod
     def of(cls, tensor: torch.Tensor) -> "Entry":

@@ -13,7 +13,7 @@ from torch import fx
 
 from ditc.runtime.errors import PassError
 
-from .graphs import fake_mode, flat_outputs, infer, shape_of
+from .graphs import fake_mode, flat_outputs, given, infer, shape_of
 from .operators import CASTS, is_pointwise
 from .prologue import Part, Value
 
@@ -155,7 +155,7 @@ def _expanded(batching: _Batching, node: fx.Node) -> fx.Node:
 
 
 def _joined(batching: _Batching, node: fx.Node) -> fx.Node:
-    axis = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)
+    axis = given(node, 1, "dim", 0)
     parts = [batching.repeated(part) for part in node.all_input_nodes]
     return batching.again(node, parts, _moved(axis, len(shape_of(node))))
 

@@ -12,7 +12,7 @@ from torch import fx
 
 from .base import Pass
 from .dependence import Level
-from .graphs import call, flat_outputs, infer, shape_of, weight
+from .graphs import call, flat_outputs, given, infer, shape_of, weight
 from .operators import CASTS, LINEAR, MATMUL, SDPA, is_pointwise
 from .precision_rules import FOLLOWS, JOINS, NARROW, NORMS, SUMS, WIDE
 
@@ -114,7 +114,7 @@ class CastPrecision(Pass):
             return
         for arg in _floats(node):
             if _dtype(arg) not in (dtype, torch.float64):
-                limited = node.target is SDPA and arg is _mask(node)
+                limited = node.target is SDPA and arg is given(node, MASK, "attn_mask")
                 node.replace_input_with(arg, self._cast(arg, dtype, limited=limited))
 
     def _cast(self, node: fx.Node, dtype: torch.dtype, *, limited: bool = False) -> fx.Node:
@@ -186,10 +186,6 @@ def _is_soft(node: fx.Node, soft: Set[fx.Node]) -> bool:
     if not inputs:
         return node.target in (aten.zeros.default, aten.ones.default, aten.full.default)
     return node.target in FOLLOWS and all(arg in soft for arg in inputs)
-
-
-def _mask(node: fx.Node) -> object:
-    return node.args[MASK] if len(node.args) > MASK else node.kwargs.get("attn_mask")
 
 
 def _dtype(node: fx.Node) -> torch.dtype | None:

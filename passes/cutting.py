@@ -101,7 +101,7 @@ def _network(
     for number, (tensor, users) in zip(count(), _weights(module), strict=False):
         if users <= free:
             name = f"{number} weight"
-            network.add_edge(HOISTED, name, capacity=tensor.numel() * tensor.element_size())
+            network.add_edge(HOISTED, name, capacity=tensor.nbytes)
             for user in users:
                 network.add_edge(name, user.name)
     return network
@@ -137,7 +137,7 @@ def _stored(node: fx.Node) -> int | None:
     value = node.meta.get("val")
     if not isinstance(value, torch.Tensor) or value.is_complex():
         return None
-    return value.numel() * value.element_size()
+    return value.nbytes
 
 
 def _weights(module: fx.GraphModule) -> list[tuple[torch.Tensor, set[fx.Node]]]:

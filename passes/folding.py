@@ -187,7 +187,7 @@ def _leaves(node: fx.Node, chosen: Set[str]) -> bool:
 
 def _bytes(node: fx.Node) -> int:
     value: torch.Tensor = node.meta["val"]
-    return value.numel() * value.element_size()
+    return value.nbytes
 
 
 def _repeat(graph: fx.Graph, names: Set[str], axes: Mapping[str, int]) -> None:

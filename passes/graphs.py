@@ -27,6 +27,7 @@ __all__ = [
     "fake_mode",
     "find",
     "flat_outputs",
+    "given",
     "infer",
     "module_path",
     "shape_of",
@@ -159,6 +160,11 @@ def _silent() -> Iterator[None]:
         yield
     finally:
         logger.disabled = was
+
+
+def given(node: fx.Node, position: int, name: str, default: object = None) -> object:
+    """Return an argument of a call by place or by name."""
+    return node.args[position] if len(node.args) > position else node.kwargs.get(name, default)
 
 
 def call(graph: fx.Graph, target: Callable[..., object], *args: object) -> fx.Node:

@@ -10,7 +10,7 @@ from torch import fx
 from ditc.runtime.errors import PassError
 
 from .batch_rules import DROPS_AXIS, FILLED, KEEPING, MIXED_AXES, ON_AXIS, REDUCING, SIZED
-from .graphs import BATCH_AXIS, BOTH_HALVES, LOST_AXIS, ONE_HALF, shape_of
+from .graphs import BATCH_AXIS, BOTH_HALVES, LOST_AXIS, ONE_HALF, given, shape_of
 from .operators import is_pointwise
 
 __all__ = ["BatchAxes", "batch_axes"]
@@ -156,8 +156,8 @@ def _keeps_first(node: fx.Node, known: list[fx.Node], axes: BatchAxes, batch: in
 
 def _repeats_other(node: fx.Node, axis: int) -> bool:
     """Whether entries are repeated along another axis than the batch's."""
-    given = node.args[2] if len(node.args) > 2 else node.kwargs.get("dim")
-    return isinstance(given, int) and given % len(shape_of(node)) != axis
+    dim = given(node, 2, "dim")
+    return isinstance(dim, int) and dim % len(shape_of(node)) != axis
 
 
 def _viewed(node: fx.Node, axis: int, batch: int) -> int:
@@ -242,8 +242,8 @@ def _unflattened(node: fx.Node, axis: int) -> int:
 def _reduced(node: fx.Node, axis: int) -> int:
     rank = len(shape_of(node.all_input_nodes[0]))
     position = 2 if node.target is aten.linalg_vector_norm.default else 1
-    given = node.args[position] if len(node.args) > position else None
-    reduced = {_axis(at, rank) for at in given} if isinstance(given, list | tuple) else {axis}
+    dims = node.args[position] if len(node.args) > position else None
+    reduced = {_axis(at, rank) for at in dims} if isinstance(dims, list | tuple) else {axis}
     if axis in reduced:
         raise PassError(f"node {node.name}: {node.target} reduces the batch")
     kept = len(shape_of(node)) == rank
@@ -257,18 +257,17 @@ def _along(node: fx.Node, axis: int) -> int:
     position = 1
     if node.target in (aten.chunk.default, aten.split.Tensor, aten.split_with_sizes.default):
         position = 2
-    given = node.args[position] if len(node.args) > position else node.kwargs.get("dim", 0)
-    at = _axis(given, rank)
+    at = _axis(given(node, position, "dim", 0), rank)
     if at == axis:
         raise PassError(f"node {node.name}: {node.target} works along the batch")
     return axis - (node.target in DROPS_AXIS and at < axis)
 
 
 def _sizes(node: fx.Node) -> list[int]:
-    given = node.args[1]
-    assert isinstance(given, list | tuple)
-    sizes = [size for size in given if isinstance(size, int)]
-    if len(sizes) != len(given):
+    stated = node.args[1]
+    assert isinstance(stated, list | tuple)
+    sizes = [size for size in stated if isinstance(size, int)]
+    if len(sizes) != len(stated):
         raise PassError(f"node {node.name}: its sizes aren't numbers")
     return sizes
 

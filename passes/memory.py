@@ -115,8 +115,4 @@ def _is_view(node: fx.Node) -> bool:
 def _node_bytes(node: fx.Node) -> int:
     value = node.meta.get("val")
     values = value if isinstance(value, list | tuple) else (value,)
-    return sum(_bytes(entry) for entry in values if isinstance(entry, torch.Tensor))
-
-
-def _bytes(value: torch.Tensor) -> int:
-    return value.dtype.itemsize * value.shape.numel()
+    return sum(entry.nbytes for entry in values if isinstance(entry, torch.Tensor))

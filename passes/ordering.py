@@ -10,7 +10,7 @@ import operator
 import torch
 from torch import fx
 
-from .graphs import add_weight, call, shape_of
+from .graphs import add_weight, call, given, shape_of
 from .operators import CASTS, LINEAR, is_pointwise
 from .tile_window import TileLayout
 from .token_axis import TokenAxis, moved, order_of, reshaped
@@ -174,7 +174,7 @@ def _parted(node: fx.Node, axis: TokenAxis) -> Sources | None:
 def _repeated(node: fx.Node, axis: TokenAxis) -> Sources | None:
     """Repeated for each token a value is the same for all of them."""
     source = node.all_input_nodes[0]
-    dim = node.args[2] if len(node.args) > 2 else node.kwargs.get("dim")
+    dim = given(node, 2, "dim")
     if not isinstance(dim, int):
         return None
     times = shape_of(node)[axis.dim] // shape_of(source)[axis.dim]
@@ -214,6 +214,6 @@ def _came_from(node: fx.Node) -> list[int]:
 
 
 def _dim(node: fx.Node, rank: int, position: int = 1) -> int:
-    given = node.args[position] if len(node.args) > position else node.kwargs.get("dim", 0)
-    assert isinstance(given, int)
-    return given % rank
+    dim = given(node, position, "dim", 0)
+    assert isinstance(dim, int)
+    return dim % rank

@@ -14,6 +14,7 @@ from .arguments import flatten, stack
 from .checking import check_constant, check_equal_halves
 from .identity import CfgLayout, Identity, in_batch
 from .prologue import Feed, Prologue
+from .sizes import nbytes
 from .tile_window import TileLayout
 from .told import Told
 from .unloaded import Weights, has_unloaded
@@ -113,7 +114,7 @@ class Slot:
     @property
     def nbytes(self) -> int:
         """Bytes the buffer takes."""
-        return self.dtype.itemsize * torch.Size(self.shape).numel()
+        return nbytes(self.shape, self.dtype)
 
 
 @dataclass(frozen=True, eq=False)

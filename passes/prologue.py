@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import fx
 
+from .sizes import nbytes
+
 __all__ = ["Feed", "Part", "Prologue", "Value"]
 
 
@@ -20,7 +22,7 @@ class Value:
     @property
     def nbytes(self) -> int:
         """Bytes it takes, for one step."""
-        return self.dtype.itemsize * torch.Size(self.shape).numel()
+        return nbytes(self.shape, self.dtype)
 
 
 @dataclass(frozen=True, eq=False)

@@ -204,4 +204,4 @@ def _weight_bytes(graph: fx.Graph) -> int:
     found = {
         id(t): t for t in (weight(owner, str(n.target)) for n in graph.find_nodes(op="get_attr"))
     }
-    return sum(tensor.numel() * tensor.element_size() for tensor in found.values())
+    return sum(tensor.nbytes for tensor in found.values())

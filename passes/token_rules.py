@@ -12,11 +12,11 @@ from dataclasses import replace
 import torch
 from torch import fx
 
-from .graphs import shape_of
+from .graphs import given, shape_of
 from .operators import CASTS, MATMUL, SOFTMAX, is_pointwise
 from .token_axis import TokenAxis, moved
 from .token_shapes import SHAPE_RULES
-from .token_step import Axes, Rule, Step, dim_of, given, mixed, source_of
+from .token_step import Axes, Rule, Step, dim_of, mixed, source_of
 
 __all__ = ["step"]
 

@@ -7,9 +7,9 @@ from itertools import accumulate, pairwise
 import torch
 from torch import fx
 
-from .graphs import shape_of
+from .graphs import given, shape_of
 from .token_axis import TokenAxis, moved, reshaped
-from .token_step import Axes, Rule, Step, dim_of, given, mixed, source_of
+from .token_step import Axes, Rule, Step, dim_of, mixed, source_of
 
 __all__ = ["SHAPE_RULES"]
 

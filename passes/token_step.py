@@ -8,9 +8,10 @@ from torch import fx
 
 from ditc.runtime.errors import PassError
 
+from .graphs import given
 from .token_axis import TokenAxis
 
-__all__ = ["Axes", "Held", "MixedError", "Rule", "Step", "dim_of", "given", "mixed", "source_of"]
+__all__ = ["Axes", "Held", "MixedError", "Rule", "Step", "dim_of", "mixed", "source_of"]
 
 Held = TokenAxis | tuple[TokenAxis | None, ...] | None
 """Where a node holds image tokens: on an axis, each of its parts on one, or nowhere."""
@@ -55,11 +56,6 @@ def source_of(node: fx.Node, axes: Axes) -> tuple[fx.Node, TokenAxis]:
         mixed(node)
     assert isinstance(source, fx.Node)
     return source, held
-
-
-def given(node: fx.Node, position: int, name: str, default: object = None) -> object:
-    """Return an argument by place or by name."""
-    return node.args[position] if len(node.args) > position else node.kwargs.get(name, default)
 
 
 def dim_of(node: fx.Node, position: int, rank: int, default: int = 0) -> int:
