@@ -39,12 +39,12 @@ class Plan:
         steps: number of denoising steps.
         windows: window of each site.
         cells: for each step the method of each site.
+        cost: multiply-adds of the model and its sites, as captured for the plan.
         scheduler: class name of the scheduler the plan was found with, if any.
         guidance_scale: that it was found with, if any.
         origin: how it was found, None if it was written.
         losses: for each step and site the loss of every candidate that was tried, if known.
         pareto: what a search for a budget tried, by rising threshold; None if it had none.
-        cost: multiply-adds of the model and its sites, as captured for the plan.
     """
 
     identity: Identity

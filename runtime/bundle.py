@@ -180,9 +180,6 @@ class Bundle:
     ) -> Latents:
         """Sample latents from noise, running every step.
 
-        Conditioning is given in full captured shape, or under guidance as its conditional half,
-        with the unconditional half in `negative`. What isn't given is as it was recorded.
-
         Args:
             seed: of the initial latents and of the steps' noise.
             guidance_scale: s in `u + s * (c - u)`; None for 4 where the bundle has guidance.
@@ -192,6 +189,8 @@ class Bundle:
             batch: samples, for a bundle that serves a range; as many as captured if None. What is
                 recorded of the conditioning is repeated in turn for them.
             callback: called after each step with its number, T, and a copy of the latents.
+            **conditioning: inputs by name, in full captured shape, or under guidance the
+                conditional half alone; what isn't given is as it was recorded.
 
         Returns:
             The final latents, float32, the model's latents' shape with half the batch under

@@ -36,13 +36,13 @@ class Report:
         per_image: wall time an image of `compressed`, `uncompressed` and `eager`.
         closeness: compressed images against uncompressed ones.
         accuracy: share of glyphs that the classifier reads as the class asked for.
-        bundle_bytes: bytes of the compressed bundle by part.
-        buckets: graphs in the compressed bundle.
         frechet: Fréchet distance to freshly drawn glyphs, in the classifier's features, of
             `compressed`, `uncompressed` and `drawn`: as many glyphs of another draw, which is
             what so few images have at best.
         frechet_note: what to know of distances from so few images, None where they suffice.
         absent: figures that there are none of, and why.
+        bundle_bytes: bytes of the compressed bundle by part.
+        buckets: graphs in the compressed bundle.
         samples: images behind accuracy, closeness and distances.
         threads: threads of PyTorch, as many as were fastest; ONNX Runtime takes all cores.
         plan: how the plan was found, in words.
