@@ -36,6 +36,7 @@ EACH = frozenset(
         *CASTS,
         aten.contiguous.default,
         aten.clone.default,
+        aten.copy.default,
         aten.alias.default,
         aten.neg.default,
         aten.index.Tensor,

@@ -79,7 +79,7 @@ def test_no_more_is_moved_at_a_site_than_in_a_band_as_dense(name: str, window: T
 
 @pytest.mark.filterwarnings("ignore")
 def test_no_more_is_moved_beside_text() -> None:
-    """A band beside text slices and joins keys block by block, where tiles gather them."""
+    """All that moves tokens is counted: text is split off and joined as well."""
     plain = PROGRAMS["CogVideoX"]()
     window = TileWindow((4, 8, 8), (3, 3, 3), (0, 0, 0))
     laid, band = with_tile_layout(plain, window.tile, window.grid), band_as_dense(window)

@@ -63,7 +63,16 @@ def test_golden_graph() -> None:
     verify_values(after)
 
 
+def written(z: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
+    """Samples are put into their place one by one, as Lumina 2 does."""
+    padded = torch.zeros(z.shape, dtype=z.dtype)
+    padded[0, :, 1:] = z[1, :, 1:]
+    padded[1] = z[0] * table[:5]
+    return torch.view_as_real(padded)
+
+
 CASES: dict[str, Compute] = {
+    "written": written,
     "rotation": rotated,
     "indexed": lambda z, table: torch.view_as_real(
         z * torch.cat([table[torch.tensor([4, 0, 6])], table[1:3]])[None, None]
