@@ -5,8 +5,10 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 FOLDERS := passes export runtime tools
 INSTALLED := $(VENV)/installed
+DRYRUN := .venv-dryrun
+DRYRUN_PIP := $(DRYRUN)/bin/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: demo test install lint types unit wheel clean
+.PHONY: demo test install lint types unit wheel dryrun clean
 
 demo: $(INSTALLED)
 	$(BIN)/ditc demo --out out/demo
@@ -44,5 +46,15 @@ wheel: $(INSTALLED)
 	    --constraint constraints.txt "$$(ls dist/ditc-*.whl)[ort]"
 	cd build/wheel && venv/bin/python ../../tests/smoke_wheel.py bundle
 
+# Torch-TensorRT wants a torch for CUDA, 5 GB with its libraries, but no GPU to tell what it converts.
+dryrun: $(DRYRUN)/installed
+	$(DRYRUN)/bin/python -m ditc.tools.dryrun
+
+$(DRYRUN)/installed: pyproject.toml constraints-dryrun.txt
+	$(PYTHON) -m venv $(DRYRUN)
+	$(DRYRUN_PIP) install --constraint constraints-dryrun.txt torch torch-tensorrt-rtx
+	$(DRYRUN_PIP) install --constraint constraints-dryrun.txt --editable '.[compile,ort]'
+	touch $@
+
 clean:
-	rm -rf $(VENV) build dist out *.egg-info
+	rm -rf $(VENV) $(DRYRUN) build dist out *.egg-info

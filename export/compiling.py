@@ -8,8 +8,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from ditc.passes import Bucket, Program, Schedule
-from ditc.passes.fingerprint import program_digest
+from ditc.passes import Program, Schedule
 from ditc.runtime.decoder import DECODER
 from ditc.runtime.errors import LoweringError
 from ditc.runtime.files import SOURCES_FILE
@@ -25,10 +24,10 @@ from ditc.runtime.manifest import (
 from ditc.runtime.recorded import recorded_name
 from ditc.runtime.targets import PRECISIONS, WEIGHTS_MODES, parse_target
 
-from .batching import Batches, dynamic_info, lower_range, range_parts
-from .building import Job, build, usable_cores
+from .batching import dynamic_info
+from .building import usable_cores
 from .bundle import records, staged
-from .cache import EngineCache, default_cache, key_of
+from .cache import EngineCache, default_cache
 from .calling import arguments_info, calls_info
 from .checking import check_choice, check_schedule
 from .decoder import decoder_info, lower_decoder
@@ -42,12 +41,13 @@ from .describing import (
     slot_info,
 )
 from .engines import write_engines
-from .lowered import Lowered
-from .onnx import lower, save
-from .parts import part_jobs, prologue_info
+from .forms import check_serves_range, form_of
+from .library import find_library, find_window_kernel
+from .lowering import lowered_graphs
+from .onnx import save
+from .parts import prologue_info
 from .preparing import Limits, prepared
 from .specialising import Specialisation
-from .tensorrt import find_library
 from .variants import write_sources
 from .weights import entries, merge, write_store
 
@@ -75,6 +75,7 @@ def compile(  # noqa: A001 (the contract's name)
     max_slot_bytes: int | None = None,
     max_memory_bytes: int | None = None,
     foretell: Callable[[Schedule], object] | None = None,
+    window_kernel: bool = False,
 ) -> Path:
     """Lower every bucket of a schedule and write the bundle.
 
@@ -83,7 +84,9 @@ def compile(  # noqa: A001 (the contract's name)
         out_dir: the bundle's folder; a bundle that lies there is replaced once the new one is
             complete.
         target: `onnx`; `tensorrt-rtx:sm89,sm120` for engines for GPUs of these compute
-            capabilities, built without one; `tensorrt` for the GPU at hand.
+            capabilities, built without one; `tensorrt` for the GPU at hand; `torch-tensorrt` for
+            engines straight from the graphs of torch, with the GPUs named where what is installed
+            builds with TensorRT-RTX.
         precision: `fp32`, `fp16` or `bf16`; inputs and outputs are float32 all the same. A model
             that was captured in a half precision is compiled in that.
         sampler: a diffusers scheduler whose coefficients go into the bundle, so that it can
@@ -112,6 +115,8 @@ def compile(  # noqa: A001 (the contract's name)
             among it.
         foretell: told the schedule as it is compiled, before anything is built: its `peak_bytes`
             are what the bundle is predicted to take.
+        window_kernel: whether windows are computed by a kernel of their own, a plugin whose code
+            lies in the engines, in place of dense attention over blocks; `tensorrt` takes it.
 
     Returns:
         The bundle's folder.
@@ -130,7 +135,11 @@ def compile(  # noqa: A001 (the contract's name)
         raise LoweringError(f"jobs is {jobs}, expected at least 1")
     wanted = parse_target(target)
     check_choice("weights", weights, WEIGHTS_MODES)
-    library = None if wanted.library is None else find_library(wanted)
+    library = find_library(wanted, refit=weights == "baked") if wanted.libraries else None
+    kernel = find_window_kernel(wanted, library) if window_kernel else None
+    form = form_of(wanted, kernel)
+    if dynamic is not None:
+        check_serves_range(wanted, form)
     check_choice("precision", precision, PRECISIONS)
     ready = prepared(
         sched,
@@ -149,10 +158,10 @@ def compile(  # noqa: A001 (the contract's name)
     workers = jobs or usable_cores()
     with staged(place) as folder:
         told = _teller(progress, log, {bucket.name for bucket in sched.buckets})
-        lowered = _lowered(sched, kept, workers, told, batches)
+        lowered = lowered_graphs(sched, form, kept, workers, told, batches)
         owner = {bucket.name: bucket.program for bucket in sched.buckets}
         if pictures is not None:
-            lowered[DECODER] = lower_decoder(pictures, kept, told)
+            lowered[DECODER] = lower_decoder(pictures, kept, told, form)
             owner[DECODER] = pictures
         parts = (entries(graph, owner.get(name, sched.program)) for name, graph in lowered.items())
         store = write_store(merge(parts), folder / WEIGHTS_FILE)
@@ -217,48 +226,6 @@ def compile(  # noqa: A001 (the contract's name)
         )
         (folder / MANIFEST_FILE).write_text(manifest.to_json(), encoding="utf-8")
     return place
-
-
-def _lowered(
-    sched: Schedule,
-    cache: EngineCache,
-    workers: int,
-    done: Callable[[str, bool], object],
-    batches: Batches | None,
-) -> dict[str, Lowered]:
-    program = program_digest(sched.program)
-    if batches is not None:
-        traced = [program_digest(other.program) for other in batches.traced]
-        program = f"{program} {traced} up to {batches.most}"
-    jobs = [
-        Job(bucket.name, _key(bucket, program), _make(bucket, batches)) for bucket in sched.buckets
-    ]
-    parts = (
-        part_jobs(sched.program, "fp32")
-        if batches is None
-        else range_parts(batches, sched.program.samples, "fp32")
-    )
-    return build([*jobs, *parts], cache, workers, done)
-
-
-def _make(bucket: Bucket, batches: Batches | None) -> Callable[[], Lowered]:
-    if batches is None:
-        return partial(lower, bucket)
-    first, second = batches.buckets(bucket.name)
-    return partial(lower_range, first, second, bucket.program.samples, batches.most)
-
-
-def _key(bucket: Bucket, program: str) -> str:
-    """Return the cache key of a bucket's graph: all that it is made from."""
-    return key_of(
-        "onnx",
-        "fp32",
-        program,
-        sorted(bucket.methods.items()),
-        sorted(bucket.plan.windows.items()),
-        sorted(bucket.keep_outputs),
-        sorted(bucket.keep_residuals),
-    )
 
 
 def _teller(

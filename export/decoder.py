@@ -19,8 +19,8 @@ from ditc.runtime.errors import CaptureError, LoweringError
 
 from .building import Job, build
 from .cache import EngineCache, key_of
+from .forms import ONNX, Form
 from .lowered import Lowered
-from .onnx import lower
 
 __all__ = ["capture_decoder", "decoder_info", "lower_decoder"]
 
@@ -91,7 +91,10 @@ def capture_decoder(vae: nn.Module, program: Program) -> Program:
 
 
 def lower_decoder(
-    decoder: Program, cache: EngineCache, done: Callable[[str, bool], object]
+    decoder: Program,
+    cache: EngineCache,
+    done: Callable[[str, bool], object],
+    form: Form = ONNX,
 ) -> Lowered:
     """Lower a captured decoder, or find it in the cache.
 
@@ -99,14 +102,14 @@ def lower_decoder(
         decoder: what `capture_decoder` returned.
         cache: where graphs are kept.
         done: told its name, and whether it was built.
+        form: to lower it to.
 
     Raises:
-        LoweringError: if an operator has no ONNX counterpart.
+        LoweringError: if an operator has no counterpart there.
     """
     bucket = schedule(decoder, Plan.uniform(decoder, 1, "full")).buckets[0]
-    job = Job(
-        DECODER, key_of("onnx", "fp32", DECODER, program_digest(decoder)), partial(lower, bucket)
-    )
+    key = key_of(form.name, "fp32", DECODER, program_digest(decoder))
+    job = Job(DECODER, key, partial(form.lower, bucket))
     return build([job], cache, 1, done)[DECODER]
 
 

@@ -6,13 +6,13 @@ all of them; then the graph is taken in which attention is written out.
 
 Each attempt is a process of its own, this file run again: plans are byte-equal only across fresh
 processes, a build that fails may take its process with it, and what it takes of memory is its own.
-So this imports the standard library and the TensorRT module it is told, nothing of ditc or torch.
+So this imports the standard library and the TensorRT module it is told, nothing of ditc or torch
+unless a graph needs it: see `engine_library.py`.
 
     python -P engine_worker.py JOB.json     writes what JOB.json names: the plan, and its result
 """
 
 import ctypes
-import importlib
 import json
 import os
 import resource
@@ -21,6 +21,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any
 
@@ -32,105 +33,19 @@ ANY_BATCH = 2
 SHORT = {"FLOAT": "fp32", "HALF": "fp16", "BF16": "bf16"}
 
 
-class _RefusedError(Exception):
-    """The library refused; the message is its reason."""
+def sibling(name: str) -> Any:
+    """Return a module that lies beside this file: not one of a package, which would load torch."""
+    path = Path(__file__).with_name(f"{name}.py")
+    spec = spec_from_file_location(name, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
 
 
-class _Library:
-    """A TensorRT module, its log, and what it builds for."""
-
-    def __init__(self, job: Mapping[str, Any]) -> None:
-        self.job = job
-        self.trt = importlib.import_module(job["library"])
-        self.errors: list[str] = []
-        self.logger = self._logger()
-        try:
-            self.builder = self.trt.Builder(self.logger)
-        except Exception as error:  # as where a library can't build without a GPU
-            reason = self.errors[0] if self.errors else str(error)
-            raise _RefusedError(f"no builder: {reason}") from error
-
-    def _logger(self) -> Any:
-        trt, errors = self.trt, self.errors
-
-        class Log(trt.ILogger):  # type: ignore[misc, name-defined]
-            def __init__(self) -> None:
-                trt.ILogger.__init__(self)
-
-            def log(self, severity: Any, message: str) -> None:
-                if severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR):
-                    errors.append(" ".join(message.split()))
-
-        return Log()
-
-    def network(self) -> Any:
-        flag = self.trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED
-        return self.builder.create_network(1 << int(flag))
-
-    def parsed(self) -> tuple[Any, Any]:
-        """Return the graph's network, and the parser, which holds the weights."""
-        network = self.network()
-        parser = self.trt.OnnxParser(network, self.logger)
-        if not parser.parse_from_file(self.job["graph"]):
-            error = parser.get_error(0)
-            raise _RefusedError(f"{error.node_operator()} {error.node_name()}: {error.desc()}")
-        return network, parser
-
-    def write_plan(self, network: Any) -> int:
-        """Build a network, write its plan if the job names a file, and return its bytes."""
-        self.errors.clear()
-        config = self._config()
-        if self.job["shapes"]:
-            config.add_optimization_profile(self._profile())
-        plan = self.builder.build_serialized_network(network, config)
-        self._keep_timings(config)
-        if plan is None:
-            raise _RefusedError(self.errors[0] if self.errors else "the builder gave no reason")
-        with Path(self.job["plan"]).open("wb") as file:
-            file.write(plan)
-        return int(plan.nbytes)
-
-    def _config(self) -> Any:
-        trt, config = self.trt, self.builder.create_builder_config()
-        config.clear_flag(trt.BuilderFlag.TF32)  # fp32 means fp32, as on the CPU
-        wanted = self.job["capabilities"]
-        if wanted:
-            config.num_compute_capabilities = len(wanted)
-            for index, name in enumerate(wanted):
-                config.set_compute_capability(getattr(trt.ComputeCapability, name.upper()), index)
-        if self.job["refit"]:
-            config.set_flag(trt.BuilderFlag.REFIT)
-        if self.job["timing_cache"]:
-            path = Path(self.job["timing_cache"])
-            known = path.read_bytes() if path.exists() else b""
-            config.set_timing_cache(config.create_timing_cache(known), False)
-        return config
-
-    def _profile(self) -> Any:
-        """Return the shapes that inputs of several sizes may have."""
-        profile = self.builder.create_optimization_profile()
-        for name, (least, usual, most) in self.job["shapes"].items():
-            profile.set_shape(name, least, usual, most)
-        return profile
-
-    def _keep_timings(self, config: Any) -> None:
-        """Write the timing cache back, whole or not at all."""
-        if self.job["timing_cache"]:
-            path = Path(self.job["timing_cache"])
-            part = path.with_suffix(f".{os.getpid()}.part")
-            part.write_bytes(bytes(config.get_timing_cache().serialize()))
-            part.replace(path)
-
-    def attentions(self, network: Any) -> Iterator[Any]:
-        """Yield the network's attentions; none where the library has no such operator."""
-        if not hasattr(self.trt, "IAttentionOutputLayer"):
-            return
-        for index in range(network.num_layers):
-            layer = network.get_layer(index)
-            if layer.type == self.trt.LayerType.ATTENTION_OUTPUT:
-                layer.__class__ = self.trt.IAttentionOutputLayer  # handed out as its base class
-                yield layer.attention
-
+library = sibling("engine_library")
 
 Form = list[tuple[str, list[int]] | None]
 """Dtype and shape of query, key, value and mask: what a kernel is chosen by."""
@@ -143,36 +58,36 @@ def _form(attention: Any) -> Form:
 
 def _try(job: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     """Build the graph's engine; yield what is known before, and what came of it."""
-    library = _Library(job)
-    network, parser = library.parsed()
-    attentions = {attention.name: attention for attention in library.attentions(network)}
+    trt = library.EngineLibrary(job, sibling)
+    network, parser = trt.parsed()
+    attentions = {attention.name: attention for attention in trt.attentions(network)}
     known = {
-        "version": library.trt.__version__,
+        "version": trt.version,
         "forms": {name: _form(attention) for name, attention in attentions.items()},
     }
     yield known
     for name in job["decompose"]:
         attentions[name].decomposable = True
-    yield {**known, "bytes": library.write_plan(network)}
+    yield {**known, "bytes": trt.write_plan(network)}
     del parser
 
 
 def _probe(job: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     """Build one attention by itself, not to be decomposed."""
-    library = _Library(job)
-    network = library.network()
+    built = library.EngineLibrary(job, sibling)
+    trt, network = built.trt, built.network()
     inputs = [
         None
         if entry is None
-        else network.add_input(f"x{n}", library.trt.DataType[entry[0]], _fixed(entry[1]))
+        else network.add_input(f"x{n}", trt.DataType[entry[0]], _fixed(entry[1]))
         for n, entry in enumerate(job["form"])
     ]
-    kind = library.trt.AttentionNormalizationOp.SOFTMAX
+    kind = trt.AttentionNormalizationOp.SOFTMAX
     attention = network.add_attention(*inputs[:3], kind, False)
     if inputs[3] is not None:
         attention.mask = inputs[3]
     network.mark_output(attention.get_output(0))
-    yield {"bytes": library.write_plan(network)}
+    yield {"bytes": built.write_plan(network)}
 
 
 def _fixed(shape: Sequence[int]) -> list[int]:
@@ -240,7 +155,7 @@ def _build(job: Mapping[str, Any]) -> dict[str, Any]:
         decompose = list(forms)
         found = _attempt(job, decompose=decompose)
     if _lacks_kernel(found):
-        found = _attempt(job, decompose=[], graph=job["written_out"])
+        found = _attempt(job, decompose=[], **job["written_out"])
     if "error" in found:
         return {"error": found["error"], "crashed": found.get("crashed", False)}
     reasons = {name: _reason(forms[name]) for name in decompose}
@@ -262,7 +177,7 @@ def _write_attempt(job: Mapping[str, Any]) -> None:
     try:
         for found in (_probe if "form" in job else _try)(job):
             result.write_text(json.dumps(found), encoding="utf-8")
-    except _RefusedError as refusal:
+    except library.RefusedError as refusal:
         known = json.loads(result.read_text(encoding="utf-8")) if result.exists() else {}
         result.write_text(json.dumps({**known, "error": str(refusal)}), encoding="utf-8")
 

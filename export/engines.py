@@ -12,9 +12,10 @@ from ditc.runtime.files import SOURCES_FILE, WEIGHTS_FILE
 from .batching import Batches
 from .cache import EngineCache
 from .engine_file import EngineFile
+from .library import Library
 from .lowered import Lowered
 from .onnx import save
-from .tensorrt import EngineJob, Library, build_engines, decomposed_sites
+from .tensorrt import EngineJob, build_engines, decomposed_sites
 from .weight_inputs import with_weight_inputs
 
 __all__ = ["ENGINE", "write_engines"]
@@ -70,7 +71,7 @@ def write_engines(
         )
         progress()
 
-    make = _baking if baked else _taking
+    make = _maker(library, baked)
     made = [make(folder, name, graph, placed) for name, graph in lowered.items()]
     jobs = [
         job if batches is None else replace(job, shapes=batches.shapes(job.graph)) for job in made
@@ -85,6 +86,7 @@ def write_engines(
         (folder / f"{job.name}{ENGINE}").write_bytes(written)
     if baked:
         (folder / WEIGHTS_FILE).unlink()
+    if baked and not library.refit:
         (folder / SOURCES_FILE).unlink()
     decomposed = decomposed_sites(engines)
     for site, reason in decomposed.items():
@@ -96,7 +98,26 @@ def write_engines(
         weights=weights,
         compression=None if baked else COMPRESSION,
         decomposed=decomposed,
+        refittable=library.refit,
     )
+
+
+def _maker(library: Library, baked: bool) -> Callable[[Path, str, Lowered, Places], EngineJob]:
+    if library.torch:
+        return _torch_baking if baked else _torch_taking
+    return _baking if baked else _taking
+
+
+def _torch_taking(folder: Path, name: str, lowered: Lowered, placed: Places) -> EngineJob:
+    """Return the job of an engine of a program of torch.export, whose weights are inputs."""
+    del folder, placed
+    return EngineJob(name, lowered.graph)
+
+
+def _torch_baking(folder: Path, name: str, lowered: Lowered, placed: Places) -> EngineJob:
+    """Return the job of one that holds its weights."""
+    store = folder / WEIGHTS_FILE
+    return EngineJob(name, lowered.graph, _digest(store, lowered, placed), store=store)
 
 
 def _taking(folder: Path, name: str, lowered: Lowered, placed: Places) -> EngineJob:
@@ -109,10 +130,16 @@ def _baking(folder: Path, name: str, lowered: Lowered, placed: Places) -> Engine
     """Return the job of an engine that holds its weights."""
     file = folder / f"{name}.onnx"
     save(lowered, file, WEIGHTS_FILE, placed)
+    digest = _digest(folder / WEIGHTS_FILE, lowered, placed)
+    return EngineJob(name, lowered.graph, digest, file)
+
+
+def _digest(path: Path, lowered: Lowered, placed: Places) -> str:
+    """Return a digest of the weights that a graph refers to."""
     digest = hashlib.sha256()
-    with (folder / WEIGHTS_FILE).open("rb") as store:
+    with path.open("rb") as store:
         for weight in lowered.names:
             offset, length = placed[weight]
             store.seek(offset)
             digest.update(f"{weight} {length}\n".encode() + store.read(length))
-    return EngineJob(name, lowered.graph, digest.hexdigest(), file)
+    return digest.hexdigest()

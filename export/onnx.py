@@ -13,29 +13,20 @@ import torch
 from torch import fx
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from ditc.passes.base import Pass, run
 from ditc.passes.counting import multiply_adds
-from ditc.passes.graphs import copy_module, weight
 from ditc.passes.program import Program
-from ditc.passes.remove_dead_code import RemoveDeadCode
 from ditc.passes.scheduling import Bucket
-from ditc.runtime.errors import LoweringError, PassError
+from ditc.runtime.errors import LoweringError
 
 from .blocks import MOST_SCORES
-from .cast_weights import CastWeights
-from .choose_by_logic import ChooseByLogic
-from .drop_squeezes import DropSqueezes
-from .expand_masks import ExpandMasks
-from .fold_constants import FoldConstants
-from .lower_windows import LowerWindows
+from .lifting import INLINE_BYTES, interface, lift, standardised
 from .lowered import Lowered, Source
+from .plugin_windows import as_onnx_nodes
 from .references import point_at
 from .simplify import simplify
-from .site_names import mark_sites, name_attentions, sites_of
-from .split_complex import SplitComplex
+from .site_names import name_attentions, sites_of
 from .stripping import strip
 from .tensors import constant_name
-from .transpose_weights import TransposeWeights
 
 __all__ = ["OPSET", "lower", "lower_graph", "save"]
 
@@ -43,41 +34,25 @@ OPSET = 23
 """First opset with `Attention`, which engines have dedicated kernels for."""
 NOWHERE = "store"
 """Where weights lie until they have a place in a bundle."""
-INLINE_BYTES = 1024
-"""Constants up to this size stay in the graph's file."""
-CASTS = ("float16", "bfloat16", "float32")
-"""What weights are cast to where they are stored, as their names say."""
 
 
-def _pipeline(most_scores: int) -> tuple[Pass, ...]:
-    return (
-        FoldConstants(),
-        SplitComplex(),
-        ChooseByLogic(),
-        LowerWindows(most_scores),
-        DropSqueezes(),
-        ExpandMasks(),
-        CastWeights(),
-        TransposeWeights(),
-        RemoveDeadCode(),
-    )
-
-
-def lower(bucket: Bucket, most_scores: int = MOST_SCORES) -> Lowered:
+def lower(bucket: Bucket, most_scores: int = MOST_SCORES, kernel: int | None = None) -> Lowered:
     """Lower a bucket's graph.
 
     Args:
         bucket: whose graph.
         most_scores: scores that one attention over a window's blocks may hold.
+        kernel: capability of the GPU, as 89, whose window kernel computes windows as a plugin of
+            TensorRT; None for blocks.
 
     Raises:
         LoweringError: naming the bucket, if an operator has no ONNX counterpart.
     """
-    program = bucket.program
-    inputs = [*program.arguments, *(slot.name for slot in bucket.reads)]
-    outputs = [*program.outputs, *(slot.name for slot in bucket.writes)]
+    inputs, outputs = interface(bucket)
     where = f"bucket {bucket.name}"
-    return lower_graph(bucket.graph_module, inputs, outputs, program, where, most_scores)
+    return lower_graph(
+        bucket.graph_module, inputs, outputs, bucket.program, where, most_scores, kernel
+    )
 
 
 def lower_graph(
@@ -87,6 +62,7 @@ def lower_graph(
     program: Program,
     where: str,
     most_scores: int = MOST_SCORES,
+    kernel: int | None = None,
 ) -> Lowered:
     """Lower a graph of a program.
 
@@ -99,14 +75,14 @@ def lower_graph(
         program: whose weights it uses.
         where: what to call it in messages.
         most_scores: as for `lower`.
+        kernel: as for `lower`.
 
     Raises:
         LoweringError: if an operator has no ONNX counterpart.
     """
-    module = copy_module(graph_module)
-    mark_sites(module.graph, program)
-    run(_pipeline(most_scores), module)
-    weights = _lift(module, program)
+    module = standardised(graph_module, program, most_scores, kernel)
+    as_onnx_nodes(module)
+    weights = lift(module, program)
     model = _translate(where, module)
     constants = _constants(model)
     used = _refer(model, weights, inputs, outputs)
@@ -142,51 +118,6 @@ def save(lowered: Lowered, path: Path, store: str, placed: Mapping[str, tuple[in
         onnx.checker.check_model(str(path), full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise LoweringError(f"{path.name}: refused by onnx.checker: {error}") from error
-
-
-def _lift(module: fx.GraphModule, program: Program) -> dict[str, Source]:
-    """Turn weights into inputs, behind all others, and return where each comes from, in order.
-
-    So no value of a weight can be folded into the graph. Constants named after their content
-    stay.
-    """
-    graph = module.graph
-    lifted: dict[str, fx.Node] = {}
-    sources: dict[str, Source] = {}
-    for node in list(graph.find_nodes(op="get_attr")):
-        target = str(node.target)
-        source = _source(target, program)
-        if source is None:
-            continue
-        if target not in lifted:
-            inputs = graph.find_nodes(op="placeholder")
-            with graph.inserting_after(inputs[-1]) if inputs else graph.inserting_before():
-                lifted[target] = graph.placeholder(f"lifted_{len(lifted)}")
-            lifted[target].meta["val"] = node.meta["val"]
-            sources[target] = source
-        node.replace_all_uses_with(lifted[target])
-        graph.erase_node(node)
-    module.recompile()
-    return sources
-
-
-def _source(target: str, program: Program) -> Source | None:
-    """Return where a tensor of a lowered module comes from, None for a constant made here."""
-    plain = target.removesuffix("_transposed")
-    for dtype in (None, *CASTS):
-        known = plain if dtype is None else plain.removesuffix(f"_{dtype}")
-        for name, transposed in ((target, False), (known, plain != target)):
-            if _has_weight(program, name):
-                return Source(name, transposed, dtype if name == known else None)
-    return None
-
-
-def _has_weight(program: Program, name: str) -> bool:
-    try:
-        weight(program.graph_module, name)
-    except PassError:
-        return False
-    return True
 
 
 def _translate(where: str, module: fx.GraphModule) -> onnx_ir.Model:

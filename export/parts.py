@@ -12,18 +12,18 @@ from ditc.runtime.manifest import OutputInfo, PartInfo, PrologueInfo
 
 from .building import Job
 from .cache import key_of
+from .forms import ONNX, Form
 from .lowered import Lowered
-from .onnx import lower_graph
 
 __all__ = ["ALL_STEPS", "part_jobs", "prologue_info"]
 
 PROMPT, STEP, ALL_STEPS = "prologue-prompt", "prologue-step", "prologue-all-steps"
 
 
-def part_jobs(program: Program, precision: str) -> list[Job]:
-    """Return what lowers the graphs of a program's prologue."""
+def part_jobs(program: Program, precision: str, form: Form = ONNX) -> list[Job]:
+    """Return what lowers the graphs of a program's prologue to a form."""
     return [
-        Job(name, _key(part, precision), partial(_lower, name, part, program))
+        Job(name, _key(part, precision, form), partial(_lower, name, part, program, form))
         for name, part in _parts(program).items()
     ]
 
@@ -80,12 +80,12 @@ def _parts(program: Program) -> dict[str, Part]:
     return found
 
 
-def _lower(name: str, part: Part, program: Program) -> Lowered:
+def _lower(name: str, part: Part, program: Program, form: Form) -> Lowered:
     outputs = [value.name for value in part.values]
-    return lower_graph(part.graph_module, part.inputs, outputs, program, name)
+    return form.lower_graph(part.graph_module, part.inputs, outputs, program, name)
 
 
-def _key(part: Part, precision: str) -> str:
+def _key(part: Part, precision: str, form: Form) -> str:
     names = [value.name for value in part.values]  # which the graph doesn't say
     digest = graph_digest(part.graph_module.graph)
-    return key_of("onnx", precision, "prologue", part.inputs, names, digest)
+    return key_of(form.name, precision, "prologue", part.inputs, names, digest)

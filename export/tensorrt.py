@@ -7,7 +7,6 @@ is told of.
 """
 
 import hashlib
-import importlib
 import json
 import os
 import subprocess
@@ -21,35 +20,22 @@ from pathlib import Path
 from typing import TypeAlias
 
 from ditc.runtime.errors import LoweringError
-from ditc.runtime.targets import Target
 
 from .cache import EngineCache
 from .engine_file import EngineFile
+from .library import Library
+from .plugin_windows import DOMAIN
 from .write_out_attention import write_out_attention
 
-__all__ = ["EngineJob", "Library", "Shape", "build_engines", "decomposed_sites", "find_library"]
+__all__ = ["EngineJob", "Shape", "build_engines", "decomposed_sites"]
 
 Shape: TypeAlias = tuple[int, ...]
 WORKER = Path(__file__).with_name("engine_worker.py")
-EXTRAS = {"tensorrt_rtx": "rtx", "tensorrt": "tensorrt"}
+PARTS = (WORKER, *(WORKER.with_name(name) for name in ("engine_library.py", "torch_network.py")))
+"""The code that builds engines."""
+CALL = DOMAIN.encode()
+"""What is in a graph that calls the window kernel."""
 POLL_SECONDS = 0.02
-
-
-@dataclass(frozen=True)
-class Library:
-    """What builds engines, and for which GPUs.
-
-    Attributes:
-        module: name of the Python module.
-        version: as it says itself.
-        capabilities: of the GPUs to build for, as `sm89`; empty for the GPU at hand.
-        refit: whether baked weights can be replaced in a built engine.
-    """
-
-    module: str
-    version: str
-    capabilities: tuple[str, ...]
-    refit: bool = False
 
 
 @dataclass(frozen=True)
@@ -58,9 +44,11 @@ class EngineJob:
 
     Attributes:
         name: of its bucket.
-        graph: serialised ONNX, weights being inputs.
+        graph: serialised ONNX, or a program of torch.export; weights being inputs.
         digest: of everything else it is made from, as baked weights; empty if there is nothing.
-        file: the same graph as a file, beside the weights that it bakes; None to use `graph`.
+        file: the same graph in ONNX as a file, beside the weights that it bakes; None to use
+            `graph`.
+        store: the weights that a program of torch.export bakes; None to bake none.
         shapes: least, usual and largest shape of each input that isn't of one size.
     """
 
@@ -68,47 +56,8 @@ class EngineJob:
     graph: bytes
     digest: str = ""
     file: Path | None = None
+    store: Path | None = None
     shapes: Mapping[str, tuple[Shape, Shape, Shape]] = field(default_factory=dict)
-
-
-def find_library(target: Target, refit: bool = False) -> Library:
-    """Return the library that builds a target's engines.
-
-    Raises:
-        LoweringError: if it isn't installed, can't be imported, or doesn't build for a GPU that
-            the target names.
-    """
-    name = target.library
-    assert name is not None
-    try:
-        module = importlib.import_module(name)
-    except (ImportError, OSError) as error:
-        raise LoweringError(
-            f"target {target.name} needs {name}, which can't be imported ({error}): "
-            f"pip install 'ditc[{EXTRAS[name]}]'"
-        ) from error
-    if name == "tensorrt_rtx" and not target.capabilities:
-        raise LoweringError(
-            f"target {target.name}: name the GPUs to build for, of {_listed(module)}, as "
-            f"{target.name}:sm89,sm120"
-        )
-    known = _known(module)
-    for entry in target.capabilities:
-        if entry not in known:
-            raise LoweringError(
-                f"target {target}: {name} {module.__version__} doesn't build for {entry}, only "
-                f"for {_listed(module)}"
-            )
-    return Library(name, str(module.__version__), target.capabilities, refit)
-
-
-def _known(module: object) -> list[str]:
-    members = getattr(getattr(module, "ComputeCapability", None), "__members__", {})
-    return [name.lower() for name in members if name.startswith("SM")]
-
-
-def _listed(module: object) -> str:
-    return ", ".join(_known(module)) or "the GPU at hand"
 
 
 def build_engines(
@@ -158,17 +107,18 @@ def decomposed_sites(engines: Mapping[str, EngineFile]) -> dict[str, str]:
 
 
 def _key(library: Library, job: EngineJob) -> str:
-    found = hashlib.sha256(WORKER.read_bytes())
+    found = hashlib.sha256(b"".join(path.read_bytes() for path in PARTS))
     for part in (library, job.digest, job.shapes, hashlib.sha256(job.graph).hexdigest()):
         found.update(f"{part}\n".encode())
     return found.hexdigest()
 
 
 def _timings(library: Library, cache: EngineCache) -> str | None:
-    """Return the timing cache of a library that times kernels as it builds."""
+    """Return the timing cache of a library that times kernels as it builds, for one kind of GPU."""
     if library.module != "tensorrt":
         return None
-    return str(cache.folder / f"{library.module}-{library.version}.timings")
+    kind = hashlib.sha256(library.gpu.encode()).hexdigest()[:12]
+    return str(cache.folder / f"{library.module}-{library.version}-{kind}.timings")
 
 
 def _built(
@@ -206,18 +156,13 @@ def _start(
 ) -> subprocess.Popen[bytes]:
     place = folder / job.name
     place.mkdir()
-    graph = place / "graph.onnx" if job.file is None else job.file
-    if job.file is None:
-        graph.write_bytes(job.graph)
-    written_out = graph.with_name(f"{graph.stem}-written-out.onnx")
-    written_out.write_bytes(write_out_attention(graph.read_bytes()))
+    graphs = _torch_graph(job, place) if library.torch else _onnx_graphs(job, place)
     record = {
         "library": library.module,
-        "capabilities": library.capabilities,
+        "capabilities": () if library.gpu else library.capabilities,
         "refit": library.refit,
         "timing_cache": timings,
-        "graph": str(graph),
-        "written_out": str(written_out),
+        **graphs,
         "plan": str(place / "plan"),
         "result": str(place / "result.json"),
         "shapes": job.shapes,
@@ -231,6 +176,28 @@ def _start(
             stdout=log,
             stderr=log,
         )
+
+
+def _onnx_graphs(job: EngineJob, place: Path) -> dict[str, object]:
+    """Write a job's graph, and the one in which attention is written out; tell where they lie."""
+    graph = place / "graph.onnx" if job.file is None else job.file
+    if job.file is None:
+        graph.write_bytes(job.graph)
+    written_out = graph.with_name(f"{graph.stem}-written-out.onnx")
+    written_out.write_bytes(write_out_attention(graph.read_bytes()))
+    return {
+        "graph": str(graph),
+        "written_out": {"graph": str(written_out)},
+        "window_kernel": CALL in job.graph,
+    }
+
+
+def _torch_graph(job: EngineJob, place: Path) -> dict[str, object]:
+    """Write a job's program, in which Torch-TensorRT writes attention out itself if it is told."""
+    graph = place / "graph.pt2"
+    graph.write_bytes(job.graph)
+    store = None if job.store is None else str(job.store)
+    return {"graph": str(graph), "store": store, "written_out": {"decompose_attention": True}}
 
 
 def _result(library: Library, name: str, place: Path, code: int) -> EngineFile:

@@ -12,6 +12,7 @@ import torch
 
 from ditc.passes.graphs import dtype_name
 from ditc.passes.program import Program
+from ditc.runtime.engine_info import EngineInfo
 from ditc.runtime.errors import BundleError, CaptureError
 from ditc.runtime.files import PLAN_FILE, SOURCES_FILE, WEIGHTS_FILE, check_files, read_text
 from ditc.runtime.manifest import MANIFEST_FILE, FileInfo
@@ -19,7 +20,9 @@ from ditc.runtime.variants import read_index, read_manifest
 
 from .bundle import records, staged
 from .checkpoint import Checkpoint
+from .describing import is_baked
 from .lowered import Lowered, Source
+from .refitting import refit_engines
 from .weights import Entry, Store, write_store
 
 __all__ = ["swap_weights", "write_sources"]
@@ -49,7 +52,8 @@ def write_sources(path: Path, program: Program, lowered: Iterable[Lowered]) -> N
 def swap_weights(bundle: str | Path, checkpoint: str | Path, out_dir: str | Path) -> Path:
     """Write a bundle of the same graphs with a checkpoint's weights.
 
-    Constants, graphs and the places of all tensors stay to the byte, so that no engine is built.
+    Constants, graphs and the places of all tensors stay to the byte, so that no engine is built;
+    engines that hold their weights are refitted, on a GPU.
     The manifest tells the checkpoint's digest, the plan's origin that it was found on others.
 
     Args:
@@ -61,8 +65,10 @@ def swap_weights(bundle: str | Path, checkpoint: str | Path, out_dir: str | Path
         The folder written.
 
     Raises:
-        BundleError: if the bundle is damaged or a parameter is missing, unknown, or of another
-            shape or dtype; nothing is written then.
+        BundleError: if the bundle is damaged, a parameter is missing, unknown, or of another
+            shape or dtype, or engines hold their weights and can't be refitted.
+        EngineError: if engines that can be refitted lack their library or a GPU here. Nothing is
+            written then.
     """
     root, given = Path(bundle).resolve(), Path(checkpoint)
     if not root.is_dir():
@@ -72,25 +78,31 @@ def swap_weights(bundle: str | Path, checkpoint: str | Path, out_dir: str | Path
     manifests = [read_manifest(root, name) for name in names]
     listed = manifests[0].files if index is None else index.files
     check_files(root, listed)
-    record = _sources(root, listed)
+    baked = next((m.engine for m in manifests if is_baked(m.engine)), None)
+    record = _sources(root, listed, baked)
     tensors = _checkpoint(given, record["parameters"])
     place = Path(out_dir)
     with staged(place) as folder:
         for path in listed:
             if path != WEIGHTS_FILE:
                 shutil.copyfile(root / path, folder / path)
-        store = _swap(root / WEIGHTS_FILE, folder / WEIGHTS_FILE, record["weights"], tensors)
+        stores: dict[str, FileInfo] = {}
+        if baked is not None:
+            refit_engines(folder, baked, _weights(record["weights"]), tensors)
+        else:
+            store = _swap(root / WEIGHTS_FILE, folder / WEIGHTS_FILE, record["weights"], tensors)
+            stores[WEIGHTS_FILE] = store.file
         with given.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         for manifest in manifests:
             _mark_plan(folder / manifest.file(PLAN_FILE))
-        files = records(folder, {WEIGHTS_FILE: store.file})
+        files = records(folder, stores)
         for manifest in manifests:
             own = {path: files[path] for path in manifest.files}
             swapped = replace(manifest, files=own, weights_sha256=digest)
             _write(folder / manifest.file(MANIFEST_FILE), swapped.to_json())
         if index is not None:
-            changed = replace(index, files=records(folder, {WEIGHTS_FILE: store.file}))
+            changed = replace(index, files=records(folder, stores))
             _write(folder / MANIFEST_FILE, changed.to_json())
     return place
 
@@ -100,9 +112,14 @@ def _write(path: Path, text: str) -> None:
 
 
 def _sources(
-    root: Path, listed: Mapping[str, FileInfo]
+    root: Path, listed: Mapping[str, FileInfo], baked: EngineInfo | None
 ) -> Mapping[str, Mapping[str, Mapping[str, object]]]:
-    if SOURCES_FILE not in listed or WEIGHTS_FILE not in listed:
+    if baked is not None and not baked.refittable:
+        raise BundleError(
+            f"{root}: its engines hold their weights and can't be refitted; compile it again, with "
+            "--weights inputs to exchange them at will"
+        )
+    if SOURCES_FILE not in listed or (baked is None and WEIGHTS_FILE not in listed):
         raise BundleError(f"{root}: doesn't say where its weights come from; compile it again")
     found: Mapping[str, Mapping[str, Mapping[str, object]]] = json.loads(
         read_text(root, SOURCES_FILE)
@@ -144,11 +161,7 @@ def _swap(
     tensors: Checkpoint,
 ) -> Store:
     """Write a store like the old one with a checkpoint's weights in it."""
-    held = Checkpoint(old)
-    sources = {
-        name: Source(str(entry["target"]), bool(entry["transposed"]), _cast(entry["dtype"]))
-        for name, entry in weights.items()
-    }
+    held, sources = Checkpoint(old), _weights(weights)
 
     def read(name: str) -> torch.Tensor:
         source = sources.get(name)
@@ -159,6 +172,14 @@ def _swap(
     shapes, dtypes = held.shapes, held.dtypes
     parts = {name: Entry(shapes[name], dtypes[name], partial(read, name)) for name in shapes}
     return write_store(parts, new)
+
+
+def _weights(entries: Mapping[str, Mapping[str, object]]) -> dict[str, Source]:
+    """Return where each stored weight comes from."""
+    return {
+        name: Source(str(entry["target"]), bool(entry["transposed"]), _cast(entry["dtype"]))
+        for name, entry in entries.items()
+    }
 
 
 def _cast(value: object) -> str | None:

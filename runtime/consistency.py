@@ -207,12 +207,15 @@ def _check_listed(manifest: "Manifest") -> None:
 
 def _check_engine(manifest: "Manifest") -> None:
     found = None if manifest.engine is None else manifest.engine.library
-    expected = LIBRARIES.get(manifest.target)
-    if found != expected and manifest.target in ("onnx", *LIBRARIES):
-        raise BundleError(
-            f"engine: is {found or 'missing'}, expected {expected or 'none'} for the target "
-            f"{manifest.target!r}; compile the bundle again"
-        )
+    if manifest.target not in ("onnx", *LIBRARIES):
+        return
+    expected = LIBRARIES.get(manifest.target, ())
+    if (found is None) == (not expected) and (found is None or found in expected):
+        return
+    raise BundleError(
+        f"engine: is {found or 'missing'}, expected {' or '.join(expected) or 'none'} for the "
+        f"target {manifest.target!r}; compile the bundle again"
+    )
 
 
 def _check_decoder(manifest: "Manifest") -> None:

@@ -11,7 +11,7 @@ from typing import Protocol
 from .engine import Array
 from .errors import EngineError
 
-__all__ = ["CudaDevice", "Device", "open_device"]
+__all__ = ["CudaDevice", "Device", "gpu_at_hand", "open_device"]
 
 DRIVER = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
 MAJOR, MINOR = 75, 76
@@ -87,7 +87,14 @@ class CudaDevice:
 
     def __init__(self, library: ctypes.CDLL, index: int = 0) -> None:
         self._library = library
-        code = library.cuInit(0)
+        self._find(index)
+        self._context, self._stream = ctypes.c_void_p(), ctypes.c_void_p()
+        self._call("cuDevicePrimaryCtxRetain", ctypes.byref(self._context), self._device)
+        self._call("cuCtxSetCurrent", self._context)
+        self._call("cuStreamCreate", ctypes.byref(self._stream), NON_BLOCKING)
+
+    def _find(self, index: int) -> None:
+        code = self._library.cuInit(0)
         count = ctypes.c_int(0)
         if code == 0:
             self._call("cuDeviceGetCount", ctypes.byref(count))
@@ -97,12 +104,20 @@ class CudaDevice:
                 "machine with one, or compile it with target='onnx' for the CPU"
             )
         self._check(code, "cuInit")
-        self._device, self._context = ctypes.c_int(), ctypes.c_void_p()
+        self._device = ctypes.c_int()
         self._call("cuDeviceGet", ctypes.byref(self._device), index)
-        self._call("cuDevicePrimaryCtxRetain", ctypes.byref(self._context), self._device)
-        self._stream = ctypes.c_void_p()
-        self._call("cuCtxSetCurrent", self._context)
-        self._call("cuStreamCreate", ctypes.byref(self._stream), NON_BLOCKING)
+
+    @classmethod
+    def described(cls, library: ctypes.CDLL, index: int = 0) -> tuple[str, str]:
+        """Return a GPU's name and compute capability; nothing is started on it.
+
+        Raises:
+            EngineError: if there is no such GPU.
+        """
+        device = cls.__new__(cls)
+        device._library = library
+        device._find(index)
+        return device.name, device.capability
 
     @property
     def name(self) -> str:
@@ -206,11 +221,23 @@ def open_device(index: int = 0) -> CudaDevice:
     Raises:
         EngineError: if there is no driver, or no such GPU.
     """
+    return CudaDevice(_driver(), index)
+
+
+def gpu_at_hand() -> tuple[str, str]:
+    """Return name and compute capability of this machine's first GPU.
+
+    Raises:
+        EngineError: if there is no driver, or no GPU.
+    """
+    return CudaDevice.described(_driver())
+
+
+def _driver() -> ctypes.CDLL:
     try:
-        library = ctypes.CDLL(DRIVER)
+        return ctypes.CDLL(DRIVER)
     except OSError as error:
         raise EngineError(
             f"there is no NVIDIA driver here ({error}): install one, or compile the bundle with "
             "target='onnx' for the CPU"
         ) from error
-    return CudaDevice(library, index)

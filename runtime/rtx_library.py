@@ -15,7 +15,7 @@ from .engine_info import EngineInfo
 from .errors import BundleError, EngineError
 from .manifest import Graph, Manifest, PartInfo
 
-__all__ = ["Context", "Library", "Loaded", "installed"]
+__all__ = ["DTYPES", "Context", "Library", "Loaded", "installed"]
 
 EXTRAS = {"tensorrt_rtx": "rtx", "tensorrt": "tensorrt"}
 DTYPES = {
@@ -43,7 +43,7 @@ class Library:
 
     Args:
         info: what the manifest says of them.
-        module: the Python module, imported if None.
+        module: the Python module, imported if None; kept as `trt`.
 
     Raises:
         EngineError: if it can't be imported, or is too old for the engines.
@@ -51,10 +51,10 @@ class Library:
 
     def __init__(self, info: EngineInfo, module: ModuleType | None = None) -> None:
         self.info = info
-        self._trt = module or _import(info.library)
+        self.trt = module or _import(info.library)
         self._check_version()
         self._errors: list[str] = []
-        self._logger = self._make_logger()
+        self.logger = self._make_logger()
         self._runtime: Any = None
 
     def check_device(self, device: Device) -> None:
@@ -84,22 +84,26 @@ class Library:
             EngineError: if the library refuses it.
             BundleError: if its file is damaged.
         """
-        raw = (root / graph.graph).read_bytes()
+        return Loaded(self, self.trt, self.open(root / graph.graph, graph.name), graph)
+
+    def open(self, path: Path, name: str) -> Any:
+        """Return the library's own engine of a file; errors as of `load`, told of by a name."""
+        raw = path.read_bytes()
         if self.info.compression is not None:
             try:
                 raw = lzma.decompress(raw)
             except lzma.LZMAError as error:
                 raise BundleError(
-                    f"{root / graph.graph}: can't be decompressed ({error}); compile it again"
+                    f"{path}: can't be decompressed ({error}); compile it again"
                 ) from error
         if self._runtime is None:
-            self._runtime = self._trt.Runtime(self._logger)
+            self._runtime = self.trt.Runtime(self.logger)
         engine = self._runtime.deserialize_cuda_engine(raw)
         if engine is None:
             raise EngineError(
-                f"bucket {graph.name!r}: {self.named} can't load {graph.graph}: {self.reason()}"
+                f"bucket {name!r}: {self.named} can't load {path.name}: {self.reason()}"
             )
-        return Loaded(self, self._trt, engine, graph)
+        return engine
 
     def reason(self) -> str:
         """Return what the library logged last."""
@@ -108,22 +112,22 @@ class Library:
     @property
     def named(self) -> str:
         """Name and version."""
-        return f"{self.info.library} {self._trt.__version__}"
+        return f"{self.info.library} {self.trt.__version__}"
 
     def _check_version(self) -> None:
         """Engines run in the version that built them and, of RTX, in later ones of its major."""
-        built, here = _numbers(self.info.version), _numbers(self._trt.__version__)
+        built, here = _numbers(self.info.version), _numbers(self.trt.__version__)
         same = built[:3] == here[:3]
         later = self.info.library == "tensorrt_rtx" and built[0] == here[0] and built <= here
         if not same and not later:
             raise EngineError(
                 f"the bundle's engines were built by {self.info.library} {self.info.version}, and "
-                f"{self._trt.__version__} is installed: install that version, or compile the "
+                f"{self.trt.__version__} is installed: install that version, or compile the "
                 "bundle again with this one"
             )
 
     def _make_logger(self) -> object:
-        trt, errors = self._trt, self._errors
+        trt, errors = self.trt, self._errors
 
         class Log(trt.ILogger):  # type: ignore[misc, name-defined]
             def __init__(self) -> None:
@@ -140,7 +144,7 @@ class Loaded:
     """An engine that a library loaded, and its context."""
 
     def __init__(self, library: Library, trt: ModuleType, engine: object, graph: Graph) -> None:
-        self._library, self._trt, self._graph = library, trt, graph
+        self._library, self.trt, self._graph = library, trt, graph
         self._engine: Any = engine
 
     @property
@@ -207,7 +211,7 @@ class Loaded:
         Raises:
             EngineError: if the library makes no context, as for want of memory.
         """
-        strategy = self._trt.ExecutionContextAllocationStrategy.USER_MANAGED
+        strategy = self.trt.ExecutionContextAllocationStrategy.USER_MANAGED
         context = self._engine.create_execution_context(strategy)
         if context is None:
             raise EngineError(
@@ -229,7 +233,7 @@ class Loaded:
         return [self._engine.get_tensor_name(n) for n in range(self._engine.num_io_tensors)]
 
     def _mode(self, name: str) -> str:
-        inward = self._engine.get_tensor_mode(name) == self._trt.TensorIOMode.INPUT
+        inward = self._engine.get_tensor_mode(name) == self.trt.TensorIOMode.INPUT
         return _INPUT if inward else _OUTPUT
 
     def _kind(self, name: str) -> tuple[tuple[int, ...], str]:

@@ -7,10 +7,17 @@ from .errors import LoweringError
 
 __all__ = ["LIBRARIES", "PRECISIONS", "TARGETS", "WEIGHTS_MODES", "Target", "parse_target"]
 
-TARGETS = ("onnx", "tensorrt-rtx", "tensorrt")
+TARGETS = ("onnx", "tensorrt-rtx", "tensorrt", "torch-tensorrt")
 PRECISIONS = ("fp32", "fp16", "bf16")
-LIBRARIES = {"tensorrt-rtx": "tensorrt_rtx", "tensorrt": "tensorrt"}
-"""The Python module that builds and runs the engines of a target."""
+LIBRARIES = {
+    "tensorrt-rtx": ("tensorrt_rtx",),
+    "tensorrt": ("tensorrt",),
+    "torch-tensorrt": ("tensorrt", "tensorrt_rtx"),
+}
+"""The Python module that builds and runs the engines of a target; of several it is the one that
+the Torch-TensorRT installed builds with."""
+LISTING = ("tensorrt-rtx", "torch-tensorrt")
+"""Targets that a list of GPUs may follow."""
 WEIGHTS_MODES = ("inputs", "baked")
 """Whether an engine takes its weights as inputs, or holds them."""
 
@@ -29,9 +36,9 @@ class Target:
     capabilities: tuple[str, ...] = ()
 
     @property
-    def library(self) -> str | None:
-        """The Python module of its engines, None for graphs that ONNX Runtime takes."""
-        return LIBRARIES.get(self.name)
+    def libraries(self) -> tuple[str, ...]:
+        """Python modules of which one has its engines; none for graphs that ONNX Runtime takes."""
+        return LIBRARIES.get(self.name, ())
 
     def __str__(self) -> str:
         listed = ",".join(self.capabilities)
@@ -49,9 +56,10 @@ def parse_target(text: str) -> Target:
         raise LoweringError(f"target {text!r} is not known: expected {' or '.join(TARGETS)}")
     if not colon:
         return Target(name)
-    if name != "tensorrt-rtx":
+    if name not in LISTING:
         raise LoweringError(
-            f"target {text!r}: {name} takes no list of GPUs, only tensorrt-rtx does; give {name!r}"
+            f"target {text!r}: {name} takes no list of GPUs, only {' and '.join(LISTING)} do; give "
+            f"{name!r}"
         )
     found = listed.split(",")
     for entry in found:

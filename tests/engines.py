@@ -4,9 +4,9 @@ from functools import lru_cache
 
 import torch
 
+from ditc.export.library import Library, find_library
 from ditc.export.lowered import Lowered
 from ditc.export.onnx import lower
-from ditc.export.tensorrt import Library, find_library
 from ditc.passes import Program, Schedule, Window, capture, schedule
 from ditc.runtime.targets import parse_target
 

@@ -72,6 +72,14 @@ def test_what_a_device_says_of_itself() -> None:
     assert (device.stream, device.used_bytes) == (77, 10**6)
 
 
+def test_a_gpu_is_described_without_starting_anything_on_it() -> None:
+    driver = FakeDriver()
+    assert CudaDevice.described(driver) == ("Fake RTX", "sm120")
+    assert not [call for call in driver.calls if "Ctx" in call or "Stream" in call]
+    with pytest.raises(EngineError, match="there is no GPU 0 here, the driver sees 0"):
+        CudaDevice.described(FakeDriver(devices=0))
+
+
 def test_there_and_back() -> None:
     driver = FakeDriver()
     device = CudaDevice(driver)

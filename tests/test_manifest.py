@@ -64,6 +64,9 @@ def engined() -> Manifest:
 
 def test_engines_round_trip_and_others_have_none() -> None:
     assert Manifest.from_json(engined().to_json()) == engined()
+    assert "refittable" not in engined().to_json()
+    whole = replace(engined(), target="torch-tensorrt", engine=replace(ENGINE, refittable=True))
+    assert Manifest.from_json(whole.to_json()) == whole
     assert '"engine"' not in make_manifest().to_json()
 
 
@@ -73,6 +76,7 @@ def test_engines_round_trip_and_others_have_none() -> None:
         (ENGINE, "onnx", "engine: is tensorrt_rtx, expected none for the target 'onnx'"),
         (None, "tensorrt-rtx", "engine: is missing, expected tensorrt_rtx for the target"),
         (ENGINE, "tensorrt", "engine: is tensorrt_rtx, expected tensorrt for the target"),
+        (None, "torch-tensorrt", "engine: is missing, expected tensorrt or tensorrt_rtx for the"),
     ],
 )
 def test_engines_of_another_target(found: EngineInfo | None, target: str, message: str) -> None:
@@ -89,6 +93,7 @@ def test_engines_of_another_target(found: EngineInfo | None, target: str, messag
         ("compression", "zip", "engine.compression: is 'zip', expected one of 'xz', null"),
         ("version", None, "engine.version: expected a string, found a NoneType"),
         ("decomposed", {"a": 1}, "engine.decomposed.a: expected a string, found a int"),
+        ("refittable", 1, "engine.refittable: is 1, expected true or false"),
         ("more", 1, "engine: unknown field 'more'"),
     ],
 )

@@ -13,7 +13,8 @@ import pytest
 import torch
 from google.protobuf.message import Message
 
-from ditc.export.onnx import INLINE_BYTES, OPSET, lower
+from ditc.export.lifting import INLINE_BYTES
+from ditc.export.onnx import OPSET, lower
 from ditc.passes import TorchSession, capture, schedule
 from ditc.runtime import Bundle
 from ditc.runtime.errors import LoweringError

@@ -16,13 +16,8 @@ import torch
 from ditc.export import compile as compile_bundle
 from ditc.export.cache import EngineCache
 from ditc.export.engine_file import EngineFile
-from ditc.export.tensorrt import (
-    WORKER,
-    EngineJob,
-    build_engines,
-    decomposed_sites,
-    find_library,
-)
+from ditc.export.library import find_library
+from ditc.export.tensorrt import WORKER, EngineJob, build_engines, decomposed_sites
 from ditc.export.weight_inputs import with_weight_inputs
 from ditc.passes import Window, schedule
 from ditc.runtime.errors import LoweringError
@@ -195,6 +190,7 @@ def test_a_bundle_of_engines(tmp_path: Path, weights: str) -> None:
     assert manifest.engine is not None
     assert (manifest.engine.library, manifest.engine.weights) == ("tensorrt_rtx", weights)
     assert manifest.engine.capabilities == ("sm89",)
+    assert not manifest.engine.refittable
     assert manifest.engine.decomposed.keys() == {SITE}
     assert [bucket.graph for bucket in manifest.buckets] == [f"{name}.engine" for name in names]
     store = {"weights.safetensors", "sources.json"} if weights == "inputs" else set()

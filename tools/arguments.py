@@ -91,7 +91,8 @@ def add_compile_options(parser: argparse.ArgumentParser) -> None:
         type=target,
         default="onnx",
         help="to lower to: onnx, tensorrt-rtx:sm89,sm120 (GPUs to build for, none is needed), "
-        "tensorrt (for the GPU at hand) (onnx)",
+        "tensorrt (for the GPU at hand), torch-tensorrt or torch-tensorrt:sm89 (straight from "
+        "torch's graphs) (onnx)",
     )
     parser.add_argument(
         "--weights",
@@ -99,6 +100,11 @@ def add_compile_options(parser: argparse.ArgumentParser) -> None:
         default="inputs",
         help="of engines: inputs for one store that all share, baked for a model's weights in "
         "each (inputs)",
+    )
+    parser.add_argument(
+        "--window-kernel",
+        action="store_true",
+        help="of target tensorrt: windows by a kernel of their own in the engines, not as blocks",
     )
     parser.add_argument("--precision", choices=PRECISIONS, default="fp32", help="(fp32)")
     add_window_option(parser, "those of the plan")

@@ -21,9 +21,10 @@ from ditc.export.building import Job, build
 from ditc.export.cache import EngineCache, default_cache, key_of
 from ditc.export.engine_file import EngineFile
 from ditc.export.engines import XZ_PRESET
+from ditc.export.library import find_library
 from ditc.export.lowered import Lowered
 from ditc.export.onnx import lower
-from ditc.export.tensorrt import EngineJob, build_engines, decomposed_sites, find_library
+from ditc.export.tensorrt import EngineJob, build_engines, decomposed_sites
 from ditc.export.weight_inputs import with_weight_inputs
 from ditc.passes import Bucket, Method, Plan, Program, Schedule, Window, schedule
 from ditc.passes.fingerprint import program_digest

@@ -137,6 +137,7 @@ def _build(
             max_slot_bytes=options.max_slot_bytes,
             max_memory_bytes=options.max_memory_bytes,
             foretell=foretell,
+            window_kernel=options.window_kernel,
         )
     for obstacle in recording.obstacles:
         sys.stdout.write(f"no sampler in the bundle, which is to be attached: {obstacle}\n")

@@ -175,20 +175,29 @@ def _in_onnxruntime(sched: Schedule, dtype: torch.dtype, device: str) -> Outputs
 
 
 def _in_tensorrt(
-    library: str, target: str, sched: Schedule, dtype: torch.dtype, device: str
+    library: str,
+    target: str,
+    sched: Schedule,
+    dtype: torch.dtype,
+    device: str,
+    window_kernel: bool = False,
 ) -> Outputs:
     if torch.device(device).type != "cuda":
         raise AbsentError(f"{target} needs a GPU")
     if find_spec(library) is None:
         raise AbsentError(f"{library} is not installed")
-    if target == "tensorrt-rtx":
+    if target != "tensorrt" and find_spec("tensorrt_rtx") is not None:
         major, minor = torch.cuda.get_device_capability(device)
         target = f"{target}:sm{major}{minor}"
-    return _in_bundle(sched, dtype, target, None)
+    return _in_bundle(sched, dtype, target, None, window_kernel)
 
 
 def _in_bundle(
-    sched: Schedule, dtype: torch.dtype, target: str, providers: tuple[str, ...] | None
+    sched: Schedule,
+    dtype: torch.dtype,
+    target: str,
+    providers: tuple[str, ...] | None,
+    window_kernel: bool = False,
 ) -> Outputs:
     """Compile a schedule in the precision it was captured in, and run the bundle."""
     try:
@@ -199,7 +208,9 @@ def _in_bundle(
     precision = next(name for name, kind in DTYPES.items() if kind is dtype)
     with tempfile.TemporaryDirectory(prefix="ditc-parity-") as folder:
         place, cache = Path(folder) / "bundle", Path(folder) / "cache"
-        path = compile_bundle(sched, place, target, precision, cache=cache, jobs=1)
+        path = compile_bundle(
+            sched, place, target, precision, cache=cache, jobs=1, window_kernel=window_kernel
+        )
         bundle = Bundle.open(path, providers=providers)
         found = []
         for step in range(sched.steps):
@@ -215,5 +226,7 @@ BACKENDS: Mapping[str, Backend] = {
     "ONNX Runtime": _in_onnxruntime,
     "TensorRT-RTX": partial(_in_tensorrt, "tensorrt_rtx", "tensorrt-rtx"),
     "TensorRT": partial(_in_tensorrt, "tensorrt", "tensorrt"),
+    "TensorRT, window kernel": partial(_in_tensorrt, "tensorrt", "tensorrt", window_kernel=True),
+    "Torch-TensorRT": partial(_in_tensorrt, "torch_tensorrt", "torch-tensorrt"),
 }
 """What runs a schedule, by name: given the schedule, the dtype and the device, the outputs."""

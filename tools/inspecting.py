@@ -135,7 +135,8 @@ def _engine(manifest: Manifest) -> Iterator[str]:
     if info is None:
         return
     gpus = ", ".join(info.capabilities) or "the GPU they were built on"
-    yield f"engines    {info.library} {info.version}, for {gpus}, weights {info.weights}"
+    held = f"{info.weights}, which can be refitted" if info.refittable else info.weights
+    yield f"engines    {info.library} {info.version}, for {gpus}, weights {held}"
     for site, reason in info.decomposed.items():
         yield f"           {site}: attention written out: {reason}"
 
