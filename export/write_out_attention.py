@@ -43,7 +43,8 @@ def _is_plain(node: onnx.NodeProto, shapes: Mapping[str, onnx.TypeProto.Tensor])
     given = _attributes(node)
     query, key = (_sizes(shapes[name]) for name in node.input[:2])
     unset = not given.get("is_causal") and not given.get("softcap") and len(node.output) == 1
-    return unset and len(query) == len(key) == 4 and query[1] == key[1]
+    scaled = "scale" in given or query[-1] > 0  # 0 where it can't be inferred
+    return unset and scaled and len(query) == len(key) == 4 and query[1] == key[1]
 
 
 def _attributes(node: onnx.NodeProto) -> dict[str, object]:
@@ -59,11 +60,16 @@ def _written(
 ) -> tuple[onnx.TensorProto, list[onnx.NodeProto]]:
     query, key, value = node.input[:3]
     dtype = helper.tensor_dtype_to_np_dtype(shapes[query].elem_type)
-    usual = _sizes(shapes[query])[-1] ** -0.5
-    factor = np.array(_attributes(node).get("scale", usual), dtype)
+    given = _attributes(node)
+    factor = np.array(given["scale"] if "scale" in given else _usual(shapes[query]), dtype)
     scale = numpy_helper.from_array(factor, f"{node.output[0]}.scale")
     mask = node.input[3] if len(node.input) > 3 else ""
     return scale, list(_nodes(node, (query, key, value, mask), scale.name))
+
+
+def _usual(query: onnx.TypeProto.Tensor) -> float:
+    """Return the factor where the operator states none."""
+    return float(_sizes(query)[-1] ** -0.5)
 
 
 def _nodes(
