@@ -81,6 +81,7 @@ def test_garbage_of_the_parent_is_left_to_it(tmp_path: Path) -> None:
         assert not gc.isenabled()
     finally:
         gc.enable()
+        gc.collect()
 
 
 @pytest.mark.parametrize("workers", [1, 2])
