@@ -24,6 +24,7 @@ from ditc.runtime.errors import LoweringError
 from .cache import EngineCache
 from .engine_file import EngineFile
 from .library import Library
+from .own_keys import with_own_keys
 from .plugin_windows import DOMAIN
 from .write_out_attention import write_out_attention
 
@@ -181,8 +182,7 @@ def _start(
 def _onnx_graphs(job: EngineJob, place: Path) -> dict[str, object]:
     """Write a job's graph, and the one in which attention is written out; tell where they lie."""
     graph = place / "graph.onnx" if job.file is None else job.file
-    if job.file is None:
-        graph.write_bytes(job.graph)
+    graph.write_bytes(with_own_keys(job.graph if job.file is None else graph.read_bytes()))
     written_out = graph.with_name(f"{graph.stem}-written-out.onnx")
     written_out.write_bytes(write_out_attention(graph.read_bytes()))
     return {
