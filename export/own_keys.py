@@ -49,8 +49,8 @@ def with_own_keys(graph: bytes) -> bytes:
     used = {name for node in nodes for name in node.input}
     for count in sorted({*tokens.values()}):
         if f"ditc.rows.{count}" in used:
-            rows = np.arange(count, dtype=np.int64)
-            model.graph.initializer.append(numpy_helper.from_array(rows, f"ditc.rows.{count}"))
+            every = np.arange(count, dtype=np.int64)
+            model.graph.initializer.append(numpy_helper.from_array(every, f"ditc.rows.{count}"))
     del model.graph.node[:]
     model.graph.node.extend(nodes)
     raw: bytes = model.SerializeToString(deterministic=True)

@@ -104,7 +104,9 @@ def capture(
         told=told or Told(),
         grid=token_grid(sites, tuple(example[held].shape), _channels(module), given),
         weights=weights,
-        again=_Again(module, kwargs, cfg, latents, timestep, unconditional, told, weights),
+        again=_Again(
+            module, kwargs, cfg, latents, timestep, unconditional, told, weights, temporal
+        ),
     )
     if unconditional is None:
         return program
@@ -124,6 +126,7 @@ class _Again:
     unconditional: Mapping[str, object] | None
     told: Told | None
     weights: Weights | None
+    temporal: bool
 
     def __call__(self, program: Program, samples: int) -> Program:
         rows, halves = program.latents.shape[0], 2 if in_batch(self.cfg) else 1
@@ -141,6 +144,7 @@ class _Again:
             unconditional=other,
             told=self.told,
             weights=self.weights,
+            temporal=self.temporal,
         )
         return replace(found, again=replace(self, kwargs=given, unconditional=other))
 

@@ -49,7 +49,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         report = _measured(given, model, bundle, cache)
     finally:
         if not given.keep:
-            shutil.rmtree(given.folder, ignore_errors=True)
+            for made in (model, bundle, cache):
+                shutil.rmtree(made, ignore_errors=True)
     print(json.dumps(report, indent=1))
     return 0
 
