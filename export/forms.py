@@ -13,7 +13,7 @@ from ditc.runtime.targets import Target
 from . import onnx, torch_program
 from .lowered import Lowered
 
-__all__ = ["ONNX", "TORCH", "Form", "check_serves_range", "form_of"]
+__all__ = ["ENGINE", "ONNX", "TORCH", "Form", "check_serves_range", "form_of"]
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,7 @@ class Form:
 
     Attributes:
         name: in the cache's keys.
+        windows: how windows are lowered, in the keys of graphs that have some.
         lower: lowers a bucket.
         lower_graph: lowers a graph, given names of its inputs and outputs, whose weights it uses,
             and what to call it in messages.
@@ -30,9 +31,22 @@ class Form:
     name: str
     lower: Callable[[Bucket], Lowered]
     lower_graph: Callable[[fx.GraphModule, Sequence[str], Sequence[str], Program, str], Lowered]
+    windows: str = ""
 
 
+ENGINE_SCORES = 2**28
+"""Scores that one attention over a window's blocks may span in an engine.
+
+Its kernels don't hold them, so there can be more than elsewhere, and fewer attentions to build;
+but the keys of every block are copied.
+"""
 ONNX = Form("onnx", onnx.lower, onnx.lower_graph)
+ENGINE = Form(
+    "onnx",
+    partial(onnx.lower, most_scores=ENGINE_SCORES),
+    partial(onnx.lower_graph, most_scores=ENGINE_SCORES),
+    "engine",
+)
 TORCH = Form("torch", torch_program.lower, torch_program.lower_graph)
 
 
@@ -42,7 +56,7 @@ def check_serves_range(target: Target, form: Form) -> None:
     Raises:
         LoweringError: for Torch-TensorRT, and for windows by a kernel, which are of one size.
     """
-    if form is ONNX:
+    if form in (ONNX, ENGINE):
         return
     what = "Torch-TensorRT's engines" if form is TORCH else "engines with the window kernel"
     raise LoweringError(
@@ -62,4 +76,6 @@ def form_of(target: Target, kernel: int | None = None) -> Form:
     if kernel is not None:
         lower_graph = partial(onnx.lower_graph, kernel=kernel)
         return Form(f"onnx-kernel-{kernel}", partial(onnx.lower, kernel=kernel), lower_graph)
-    return TORCH if target.name == "torch-tensorrt" else ONNX
+    if target.name == "torch-tensorrt":
+        return TORCH
+    return ONNX if target.name == "onnx" else ENGINE

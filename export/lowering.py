@@ -64,6 +64,7 @@ def _key(bucket: Bucket, form: Form, program: str) -> str:
     """Return the cache key of a bucket's graph: all that it is made from."""
     return key_of(
         form.name,
+        form.windows if _has_windows(bucket) else "",
         "fp32",
         program,
         sorted(bucket.methods.items()),
@@ -71,3 +72,9 @@ def _key(bucket: Bucket, form: Form, program: str) -> str:
         sorted(bucket.keep_outputs),
         sorted(bucket.keep_residuals),
     )
+
+
+def _has_windows(bucket: Bucket) -> bool:
+    """Whether a graph has windows: of methods, or for residuals that it leaves."""
+    used = any(method.windowed for method in bucket.methods.values())
+    return used or bool(bucket.keep_residuals)

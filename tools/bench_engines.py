@@ -21,9 +21,9 @@ from ditc.export.building import Job, build
 from ditc.export.cache import EngineCache, default_cache, key_of
 from ditc.export.engine_file import EngineFile
 from ditc.export.engines import XZ_PRESET
+from ditc.export.forms import ENGINE
 from ditc.export.library import find_library
 from ditc.export.lowered import Lowered
-from ditc.export.onnx import lower
 from ditc.export.tensorrt import EngineJob, build_engines, decomposed_sites
 from ditc.export.weight_inputs import with_weight_inputs
 from ditc.passes import Bucket, Method, Plan, Program, Schedule, Window, schedule
@@ -110,7 +110,9 @@ def bench_engines(
     for bucket in sched.buckets:  # one after the other, so that what each took can be told
         started = time.monotonic()
         key = _key(bucket)
-        found = build([Job(bucket.name, key, partial(lower, bucket))], cache, 1, lambda *_: None)
+        found = build(
+            [Job(bucket.name, key, partial(ENGINE.lower, bucket))], cache, 1, lambda *_: None
+        )
         seconds = time.monotonic() - started
         lowered = found[bucket.name]
         job = EngineJob(bucket.name, with_weight_inputs(lowered.graph))
@@ -130,7 +132,9 @@ def _schedule(
 
 def _key(bucket: Bucket) -> str:
     parts = (bucket.methods, bucket.plan.windows, bucket.keep_outputs, bucket.keep_residuals)
-    return key_of("bench", program_digest(bucket.program), *(_sorted(part) for part in parts))
+    return key_of(
+        "bench engines", program_digest(bucket.program), *(_sorted(part) for part in parts)
+    )
 
 
 def _sorted(part: Mapping[str, object] | frozenset[str]) -> list[object]:
