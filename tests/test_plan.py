@@ -340,7 +340,7 @@ def test_a_site_that_is_not_eligible() -> None:
     cells = ({name: Method.FULL}, {name: Method.AST})
     crossed = replace(plan, windows={name: Window(3)}, cells=cells)
     assert refusal(lambda: crossed.check(pixart)) == (
-        f"step 1, site {name}: ast on a site that isn't eligible (its attention has a mask)"
+        f"step 1, site {name}: ast on a site that isn't eligible (cross-attention is left alone)"
     )
 
 
