@@ -45,7 +45,7 @@ from .windows import parse_window, windowed
 
 __all__ = ["MOVING", "Row", "band_as_dense", "main", "markdown", "moves", "row", "rows"]
 
-TILES = "tile:2x2,tile:4x2,tile:2x2:2,tile:4x4"
+TILES = "tile:1x2,tile:1x1:2,tile:2x2,tile:1x4,tile:1x2:2,tile:2x4,tile:1x4:2,tile:3x4,tile:4x4"
 EVERY = 3
 """Steps from one full one to the next in the plan."""
 MOVING = ("Gather", "Transpose", "Slice", "Split", "Concat")
