@@ -195,8 +195,8 @@ def bench(
         if compare:
             with clock.part(f"{steps} steps, as it is"):
                 expected = sampled(pipe, call, steps)
-            off = (found - expected).abs().max().item()
-            sys.stdout.write(f"  largest difference {off:.2g}\n")
+            off, largest = (found - expected).abs().max().item(), expected.abs().max().item()
+            sys.stdout.write(f"  largest difference {off:.2g}, of values up to {largest:.2g}\n")
         if picture is not None:
             del bundle
             with clock.part("ditc run, without torch"):
