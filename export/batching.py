@@ -132,17 +132,16 @@ def dynamic_info(batches: Batches | None, lowered: Mapping[str, Lowered]) -> Dyn
     return DynamicInfo(batches.least, batches.most, axes)
 
 
-def range_parts(batches: Batches, samples: int, precision: str) -> list[Job]:
+def range_parts(batches: Batches, samples: int) -> list[Job]:
     """Return what lowers the graphs of the prologue for any number of samples.
 
     Args:
         batches: the sizes.
         samples: that multiply-adds are told of.
-        precision: of the bundle.
     """
     programs = [sched.program for sched in batches.traced]
     halves = 2 if in_batch(programs[0].cfg) else 1
-    first, second = (part_jobs(program, precision) for program in programs)
+    first, second = (part_jobs(program) for program in programs)
     return [
         Job(
             one.name,

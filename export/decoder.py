@@ -108,7 +108,7 @@ def lower_decoder(
         LoweringError: if an operator has no counterpart there.
     """
     bucket = schedule(decoder, Plan.uniform(decoder, 1, "full")).buckets[0]
-    key = key_of(form.name, "fp32", DECODER, program_digest(decoder))
+    key = key_of(form.name, DECODER, program_digest(decoder))
     job = Job(DECODER, key, partial(form.lower, bucket))
     return build([job], cache, 1, done)[DECODER]
 

@@ -8,14 +8,13 @@ from importlib.util import find_spec
 import torch
 
 from ditc.runtime.cuda import gpu_at_hand
-from ditc.runtime.errors import EngineError, LoweringError
-from ditc.runtime.targets import Target
+from ditc.runtime.errors import EngineError, LoweringError, install
+from ditc.runtime.targets import EXTRAS, Target
 
 from .window_plugin import find_plugins
 
 __all__ = ["Library", "find_library", "find_window_kernel"]
 
-EXTRAS = {"tensorrt_rtx": "rtx", "tensorrt": "tensorrt"}
 TORCH = "torch-tensorrt"
 FLAVOURS = {"torch-tensorrt-rtx": "tensorrt_rtx", "torch-tensorrt": "tensorrt"}
 """Distributions that hold the module `torch_tensorrt`, and what each builds with."""
@@ -63,7 +62,7 @@ def find_library(target: Target, refit: bool = False) -> Library:
     except (ImportError, OSError) as error:
         raise LoweringError(
             f"target {target.name} needs {name}, which can't be imported ({error}): "
-            f"pip install 'ditc[{EXTRAS[name]}]'"
+            f"{install(EXTRAS[name])}"
         ) from error
     if name == "tensorrt_rtx" and not target.capabilities:
         raise LoweringError(
@@ -105,7 +104,7 @@ def find_window_kernel(target: Target, library: Library | None) -> int:
             f"target {target}: {error}; or compile without window_kernel for windows as blocks"
         ) from error
     if find_spec("triton") is None:
-        raise LoweringError("the window kernel needs Triton: pip install 'ditc[triton]'")
+        raise LoweringError(f"the window kernel needs Triton: {install('triton')}")
     return int(library.capabilities[0].removeprefix("sm"))
 
 
@@ -133,9 +132,9 @@ def _flavour(target: Target) -> tuple[str, str]:
     found = {dist: number for dist in FLAVOURS if (number := _version(dist))}
     if not found or find_spec("torch_tensorrt") is None:
         raise LoweringError(
-            f"target {target} needs Torch-TensorRT, which isn't installed: pip install "
-            "'ditc[tensorrt]' for the GPU at hand, or torch-tensorrt-rtx of torch "
-            f"{_short(torch.__version__)} to build for others"
+            f"target {target} needs Torch-TensorRT, which isn't installed: "
+            f"{install('tensorrt')} for the GPU at hand, or pip install torch-tensorrt-rtx of "
+            f"torch {_short(torch.__version__)} to build for others"
         )
     here = torch.__version__
     if torch.version.cuda is None:

@@ -46,9 +46,9 @@ def lowered_graphs(
         for bucket in sched.buckets
     ]
     parts = (
-        part_jobs(sched.program, "fp32", form)
+        part_jobs(sched.program, form)
         if batches is None
-        else range_parts(batches, sched.program.samples, "fp32")
+        else range_parts(batches, sched.program.samples)
     )
     return build([*jobs, *parts], cache, workers, done)
 
@@ -65,7 +65,6 @@ def _key(bucket: Bucket, form: Form, program: str) -> str:
     return key_of(
         form.name,
         form.windows if _has_windows(bucket) else "",
-        "fp32",
         program,
         sorted(bucket.methods.items()),
         sorted(bucket.plan.windows.items()),

@@ -20,10 +20,10 @@ __all__ = ["ALL_STEPS", "part_jobs", "prologue_info"]
 PROMPT, STEP, ALL_STEPS = "prologue-prompt", "prologue-step", "prologue-all-steps"
 
 
-def part_jobs(program: Program, precision: str, form: Form = ONNX) -> list[Job]:
+def part_jobs(program: Program, form: Form = ONNX) -> list[Job]:
     """Return what lowers the graphs of a program's prologue to a form."""
     return [
-        Job(name, _key(part, precision, form), partial(_lower, name, part, program, form))
+        Job(name, _key(part, form), partial(_lower, name, part, program, form))
         for name, part in _parts(program).items()
     ]
 
@@ -85,7 +85,7 @@ def _lower(name: str, part: Part, program: Program, form: Form) -> Lowered:
     return form.lower_graph(part.graph_module, part.inputs, outputs, program, name)
 
 
-def _key(part: Part, precision: str, form: Form) -> str:
+def _key(part: Part, form: Form) -> str:
     names = [value.name for value in part.values]  # which the graph doesn't say
     digest = graph_digest(part.graph_module.graph)
-    return key_of(form.name, precision, "prologue", part.inputs, names, digest)
+    return key_of(form.name, "prologue", part.inputs, names, digest)

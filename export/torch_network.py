@@ -22,6 +22,7 @@ import torch
 from torch import fx
 
 NAMES_FILE = "names.json"
+"""Beside a program in its file: names of `inputs`, `outputs` and sites of `attentions`."""
 UNNAMED = "sm89"
 """The GPU that Torch-TensorRT is told of where there is none, and none is named."""
 

@@ -23,11 +23,10 @@ from .blocks import MOST_SCORES
 from .lifting import interface, lift, lift_constants, standardised
 from .lowered import Lowered
 from .site_names import sites_of
+from .torch_network import NAMES_FILE
 
-__all__ = ["NAMES_FILE", "lower", "lower_graph"]
+__all__ = ["lower", "lower_graph"]
 
-NAMES_FILE = "names.json"
-"""Beside the program in its file: names of `inputs`, `outputs` and sites of `attentions`."""
 Names: TypeAlias = Mapping[str, Sequence[str | None]]
 
 

@@ -11,7 +11,7 @@ import torch
 
 from ditc.passes.pattern import Pattern
 from ditc.passes.window_kernel import Blocks, Shape, constants
-from ditc.runtime.errors import LoweringError
+from ditc.runtime.errors import LoweringError, install
 
 __all__ = ["Kernel", "compile_ptx"]
 
@@ -61,7 +61,7 @@ def compile_ptx(
         from triton.backends.compiler import GPUTarget
         from triton.compiler import ASTSource
     except ImportError as error:
-        raise LoweringError(f"the window kernel needs {error.name}: pip install triton") from error
+        raise LoweringError(f"the window kernel needs {error.name}: {install('triton')}") from error
     from ditc.passes.window_triton import window_kernel
 
     if not isinstance(window_kernel, triton.JITFunction):

@@ -9,7 +9,7 @@ from importlib.util import find_spec
 
 import torch
 
-from ditc.runtime.errors import PassError
+from ditc.runtime.errors import PassError, install
 
 from .pattern import KernelWindow, Pattern, pattern_of
 from .tile_window import TileWindow
@@ -126,7 +126,7 @@ def _installed() -> bool:
         return True
     warnings.warn(
         "Triton is not installed: window attention runs on the GPU as torch operators under a "
-        "mask, which is slower; pip install 'ditc[triton]'",
+        f"mask, which is slower; {install('triton')}",
         stacklevel=2,
     )
     return False

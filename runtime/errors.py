@@ -17,6 +17,7 @@ __all__ = [
     "LoweringError",
     "PassError",
     "PlanError",
+    "install",
 ]
 
 
@@ -46,3 +47,8 @@ class BundleError(DitcError):
 
 class EngineError(DitcError):
     """An engine can't be loaded or run, or what it was given doesn't fit."""
+
+
+def install(extra: str) -> str:
+    """Return what a message says to do where what an extra of ditc's brings is missing."""
+    return f"install ditc's extra [{extra}] (in a clone: pip install '.[{extra}]')"

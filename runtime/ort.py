@@ -17,7 +17,7 @@ import numpy as np
 from .batches import resized
 from .dtypes import BFLOAT16, ONNX_BFLOAT16, array_dtype, bits, onnx_type
 from .engine import Array
-from .errors import EngineError
+from .errors import EngineError, install
 from .manifest import Graph, Manifest, SlotInfo
 from .ort_checks import (
     CPU,
@@ -210,8 +210,7 @@ def _import_onnxruntime() -> ModuleType:
         import onnxruntime
     except ImportError as error:
         raise EngineError(
-            f"ONNX Runtime can't be imported ({error}); run `pip install ditc[ort]`, "
-            "or `pip install ditc[cuda]` for NVIDIA GPUs"
+            f"ONNX Runtime can't be imported ({error}): {install('ort')}, or [cuda] for NVIDIA GPUs"
         ) from error
     module: ModuleType = onnxruntime
     return module

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-from .errors import BundleError, EngineError
+from .errors import BundleError, EngineError, install
 from .manifest import Graph, Manifest
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def check_providers(ort: ModuleType, providers: Sequence[str]) -> None:
     for provider in providers:
         if provider not in available:
             extra = EXTRAS.get(provider)
-            way = f"run `pip install ditc[{extra}]`" if extra else "install a build that has it"
+            way = install(extra) if extra else "install a build that has it"
             raise EngineError(
                 f"the provider {provider!r} isn't in this ONNX Runtime {ort.__version__}, which "
                 f"has {', '.join(available)}; {way}"

@@ -12,12 +12,12 @@ from typing import Any
 
 from .cuda import Device
 from .engine_info import EngineInfo
-from .errors import BundleError, EngineError
+from .errors import BundleError, EngineError, install
 from .manifest import Graph, Manifest, PartInfo
+from .targets import EXTRAS
 
 __all__ = ["DTYPES", "Context", "Library", "Loaded", "installed"]
 
-EXTRAS = {"tensorrt_rtx": "rtx", "tensorrt": "tensorrt"}
 DTYPES = {
     "FLOAT": "float32",
     "HALF": "float16",
@@ -51,7 +51,7 @@ class Library:
 
     def __init__(self, info: EngineInfo, module: ModuleType | None = None) -> None:
         self.info = info
-        self.trt = module or _import(info.library)
+        self.trt = module or _import(info)
         self._check_version()
         self._errors: list[str] = []
         self.logger = self._make_logger()
@@ -284,13 +284,13 @@ class Context:
             raise EngineError(f"the engine failed: {self._library.reason()}")
 
 
-def _import(name: str) -> ModuleType:
+def _import(info: EngineInfo) -> ModuleType:
     try:
-        return importlib.import_module(name)
+        return importlib.import_module(info.library)
     except (ImportError, OSError) as error:
         raise EngineError(
-            f"the bundle's engines need {name}, which can't be imported ({error}): "
-            f"pip install 'ditc[{EXTRAS[name]}]'"
+            f"the bundle's engines need {info.library} {info.version}, which can't be imported "
+            f"({error}): {install(EXTRAS[info.library])}"
         ) from error
 
 

@@ -5,7 +5,15 @@ from dataclasses import dataclass
 
 from .errors import LoweringError
 
-__all__ = ["LIBRARIES", "PRECISIONS", "TARGETS", "WEIGHTS_MODES", "Target", "parse_target"]
+__all__ = [
+    "EXTRAS",
+    "LIBRARIES",
+    "PRECISIONS",
+    "TARGETS",
+    "WEIGHTS_MODES",
+    "Target",
+    "parse_target",
+]
 
 TARGETS = ("onnx", "tensorrt-rtx", "tensorrt", "torch-tensorrt")
 PRECISIONS = ("fp32", "fp16", "bf16")
@@ -16,6 +24,8 @@ LIBRARIES = {
 }
 """The Python module that builds and runs the engines of a target; of several it is the one that
 the Torch-TensorRT installed builds with."""
+EXTRAS = {"tensorrt_rtx": "rtx", "tensorrt": "tensorrt"}
+"""Which of ditc's extras brings each of these modules."""
 LISTING = ("tensorrt-rtx", "torch-tensorrt")
 """Targets that a list of GPUs may follow."""
 WEIGHTS_MODES = ("inputs", "baked")

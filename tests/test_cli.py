@@ -505,7 +505,10 @@ def test_bundles_and_plans_are_used_without_torch(tmp_path: Path) -> None:
         cwd=workshop(),
     )
     assert done.returncode == 0, done.stderr
-    missing = "ditc: torch is not installed: pip install 'ditc[compile]'"
+    missing = (
+        "ditc: torch is not installed: install ditc's extra [compile] (in a clone: "
+        "pip install '.[compile]')"
+    )
     assert done.stderr.splitlines()[-1] == missing
     assert [line for line in done.stderr.splitlines() if "not installed" in line] == [missing]
     assert [path.name for path in tmp_path.iterdir()] == ["out.png"]

@@ -49,8 +49,9 @@ def test_without_torch_tensorrt_nothing_is_written(tmp_path: Path) -> None:
     with pytest.raises(LoweringError) as caught:
         compile_bundle(small_schedule(), tmp_path / "b", target="torch-tensorrt:sm89")
     assert str(caught.value) == (
-        "target torch-tensorrt:sm89 needs Torch-TensorRT, which isn't installed: pip install "
-        "'ditc[tensorrt]' for the GPU at hand, or torch-tensorrt-rtx of torch "
+        "target torch-tensorrt:sm89 needs Torch-TensorRT, which isn't installed: install ditc's "
+        "extra [tensorrt] (in a clone: pip install '.[tensorrt]') for the GPU at hand, or pip "
+        "install torch-tensorrt-rtx of torch "
         f"{HERE} to build for others"
     )
     assert not list(tmp_path.iterdir())

@@ -96,7 +96,7 @@ def test_provider_that_is_not_there(tmp_path: Path) -> None:
     root = write_bundle(tmp_path / "b")
     with pytest.raises(
         EngineError,
-        match=r"'CUDAExecutionProvider' isn't in .*CPUExecutionProvider; .*ditc\[cuda\]",
+        match=r"'CUDAExecutionProvider' isn't in .*CPUExecutionProvider; .*extra \[cuda\]",
     ):
         Bundle.open(root, providers=["CUDAExecutionProvider", "CPUExecutionProvider"])
     with pytest.raises(EngineError, match=r"'NoProvider' isn't in .*install a build that has it"):
@@ -130,7 +130,7 @@ def test_missing_onnxruntime_names_the_extra(
 ) -> None:
     root = write_bundle(tmp_path / "b")
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    with pytest.raises(EngineError, match=r"run `pip install ditc\[ort\]`"):
+    with pytest.raises(EngineError, match=r": install ditc\'s extra \[ort\] .* or \[cuda\] for"):
         Bundle.open(root)
 
 

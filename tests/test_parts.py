@@ -128,7 +128,7 @@ def test_equal_graphs_whose_values_have_other_names_are_kept_apart() -> None:
     renamed = tuple(replace(value, name=f"{value.name}_too") for value in prompt.values)
     other = replace(program.prologue, prompt=replace(prompt, values=renamed))
     first, second = (
-        {job.name: job.key for job in part_jobs(made, "fp32")}
+        {job.name: job.key for job in part_jobs(made)}
         for made in (program, replace(program, prologue=other))
     )
     assert {name for name in first if first[name] != second[name]} == {"prologue-prompt"}

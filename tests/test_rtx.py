@@ -234,8 +234,10 @@ def test_nothing_falls_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     manifest = Manifest.from_json((other / MANIFEST_FILE).read_text())
     write_manifest(other, replace(manifest, target="tensorrt", engine=missing))
     message = refused(EngineError, lambda: Bundle.open(other))
-    assert message.startswith("the bundle's engines need tensorrt, which can't be imported (")
-    assert message.endswith("pip install 'ditc[tensorrt]'")
+    told = f"the bundle's engines need tensorrt {INFO.version}, which can't be imported ("
+    assert message.startswith(told)
+    way = "install ditc's extra [tensorrt] (in a clone: pip install '.[tensorrt]')"
+    assert message.endswith(way)
     assert refused(EngineError, lambda: Bundle.open(place, ["CPUExecutionProvider"])) == (
         "providers ['CPUExecutionProvider'] is ONNX Runtime's, and the bundle's target is "
         "'tensorrt-rtx': leave it out, or compile with target='onnx'"

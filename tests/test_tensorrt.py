@@ -154,7 +154,7 @@ def test_libraries_and_gpus_that_are_not_there() -> None:
     if find_spec("tensorrt") is None:
         assert refused("tensorrt") == (
             "target tensorrt needs tensorrt, which can't be imported (No module named "
-            "'tensorrt'): pip install 'ditc[tensorrt]'"
+            "'tensorrt'): install ditc's extra [tensorrt] (in a clone: pip install '.[tensorrt]')"
         )
 
 

@@ -12,7 +12,8 @@ import torch
 from ditc.export.forms import TORCH
 from ditc.export.lowered import Lowered
 from ditc.export.parts import part_jobs
-from ditc.export.torch_program import NAMES_FILE, lower, lower_graph
+from ditc.export.torch_network import NAMES_FILE
+from ditc.export.torch_program import lower, lower_graph
 from ditc.passes import Bucket, Program, Schedule, TileWindow, Window, schedule
 from ditc.passes.laying_out import with_tile_layout
 from ditc.passes.splitting import split_prologue
@@ -127,9 +128,9 @@ def test_equal_graphs_equal_bytes_whatever_the_weights() -> None:
 
 def test_the_prologue() -> None:
     program = split_prologue(sample("dit", "cond-first").program, 4, None)
-    jobs = part_jobs(program, "fp32", TORCH)
+    jobs = part_jobs(program, TORCH)
     assert [job.name for job in jobs] == ["prologue-prompt", "prologue-step", "prologue-all-steps"]
-    assert {job.key for job in jobs}.isdisjoint(job.key for job in part_jobs(program, "fp32"))
+    assert {job.key for job in jobs}.isdisjoint(job.key for job in part_jobs(program))
     for job in jobs:
         exported, names = opened(job.make())
         assert len(exported.graph_signature.user_inputs) == len(names["inputs"])

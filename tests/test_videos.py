@@ -50,7 +50,9 @@ def test_gif(fps: int, duration: int, tmp_path: Path) -> None:
 
 def test_mp4(tmp_path: Path) -> None:
     """Odd sizes too, which H.264 doesn't know."""
-    ffmpeg = pytest.importorskip("imageio_ffmpeg", reason="waits for ditc[video]").get_ffmpeg_exe()
+    ffmpeg = pytest.importorskip(
+        "imageio_ffmpeg", reason="waits for the extra [video]"
+    ).get_ffmpeg_exe()
     video, out = squares(1, 5, 33, 51), tmp_path / "out.mp4"
     check_writer(out)
     save_video(video, out, 10)
@@ -66,7 +68,7 @@ def test_mp4(tmp_path: Path) -> None:
 
 
 def test_an_mp4_that_cannot_be_written(tmp_path: Path) -> None:
-    pytest.importorskip("imageio_ffmpeg", reason="waits for ditc[video]")
+    pytest.importorskip("imageio_ffmpeg", reason="waits for the extra [video]")
     with pytest.raises(OSError, match="No such file or directory"):
         save_video(squares(1, 2, 4, 4), tmp_path / "missing" / "out.mp4", 10)
 
@@ -74,5 +76,5 @@ def test_an_mp4_that_cannot_be_written(tmp_path: Path) -> None:
 def test_mp4_where_nothing_writes_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "imageio_ffmpeg", None)
     check_writer(Path("out.gif"))
-    with pytest.raises(DitcError, match=r"imageio-ffmpeg is not installed: pip install 'ditc\[vid"):
+    with pytest.raises(DitcError, match=r"not installed: install ditc's extra \[video\]"):
         check_writer(Path("out.mp4"))

@@ -11,7 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TypeAlias
 
-from ditc.runtime.errors import DitcError
+from ditc.runtime.errors import DitcError, install
 
 from .arguments import (
     add_compare_options,
@@ -60,9 +60,9 @@ def _line(error: Exception) -> str:
 def _missing(error: ImportError) -> str:
     name = (error.name or "").partition(".")[0]
     if name in ("torch", "diffusers", "transformers", "onnx", "onnx_ir", "onnxscript", "scipy"):
-        return f"{name} is not installed: pip install 'ditc[compile]'"
+        return f"{name} is not installed: {install('compile')}"
     if name in ("torchmetrics", "matplotlib"):
-        return f"{name} is not installed: pip install 'ditc[dev]'"
+        return f"{name} is not installed: {install('dev')}"
     return f"{error}"
 
 

@@ -131,7 +131,7 @@ def graphs(case: Case) -> Iterator[Graph]:
         methods = " ".join(sorted({str(method) for method in bucket.methods.values()}))
         kept = " → kept" if bucket.keep_outputs or bucket.keep_residuals else ""
         yield Graph(case, bucket.name, f"{methods or 'full'}{kept}", partial(TORCH.lower, bucket))
-    for job in part_jobs(sched.program, case.precision, TORCH):
+    for job in part_jobs(sched.program, TORCH):
         yield Graph(case, job.name, "", job.make)
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from ditc.runtime.errors import DitcError
+from ditc.runtime.errors import DitcError, install
 
 from .images import grid
 
@@ -28,7 +28,7 @@ def check_writer(path: Path) -> None:
         import imageio_ffmpeg  # noqa: F401
     except ImportError:
         raise DitcError(
-            f"{path}: imageio-ffmpeg is not installed: pip install 'ditc[video]', or write a .gif"
+            f"{path}: imageio-ffmpeg is not installed: {install('video')}, or write a .gif"
         ) from None
 
 
