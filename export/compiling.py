@@ -71,6 +71,7 @@ def compile(  # noqa: A001 (the contract's name)
     dynamic: Mapping[str, tuple[int, int]] | None = None,
     fold_halves: bool = False,
     fuse_guidance: bool = False,
+    fold_timesteps: bool = False,
     decoder: torch.nn.Module | Program | None = None,
     max_slot_bytes: int | None = None,
     max_memory_bytes: int | None = None,
@@ -107,6 +108,8 @@ def compile(  # noqa: A001 (the contract's name)
         fold_halves: whether what is the same in both halves of guidance is computed once; the
             bundle then refuses latents that differ between them.
         fuse_guidance: whether graphs guide their output themselves, by a scale that is an input.
+        fold_timesteps: whether a graph that runs one step holds the sampler's timestep there; the
+            bundle then refuses another at that step.
         decoder: an autoencoder whose decoder goes into the bundle, so that it makes pictures, or
             what `capture_decoder` made of it; None for a bundle that makes latents.
         max_slot_bytes: as for `schedule`, counted in the precision and for the most samples that
@@ -124,8 +127,8 @@ def compile(  # noqa: A001 (the contract's name)
     Raises:
         LoweringError: if it is no schedule, target or precision are unknown, the target's library
             isn't there or doesn't build for a GPU that it names, the model isn't of that
-            precision, a graph can't be expressed, the scheduler isn't linear, or the decoder
-            doesn't make pictures of the model's latents.
+            precision, a graph can't be expressed, the scheduler isn't linear, the decoder doesn't
+            make pictures of the model's latents, or timesteps can't be folded.
         PlanError: if the plan was found with another scheduler, or a limit can't be held.
         PassError: if a method of the plan can't be applied.
         BundleError: if the bundle can't be written there. Nothing half-written is left.
@@ -145,7 +148,7 @@ def compile(  # noqa: A001 (the contract's name)
         sched,
         sampler,
         (precision, calibration, log or _ignore),
-        Specialisation(sched.steps, fold_halves, fuse_guidance, prologue),
+        Specialisation(sched.steps, fold_halves, fuse_guidance, prologue, fold_timesteps),
         Limits(max_slot_bytes, max_memory_bytes),
         dynamic,
         decoder,

@@ -77,4 +77,5 @@ def bucket_info(bucket: Bucket, lowered: Lowered, engine: EngineInfo | None) -> 
         methods={name: str(method) for name, method in bucket.methods.items()},
         multiply_adds=lowered.multiply_adds,
         weights=() if is_baked(engine) else lowered.names,
+        holds_timestep=bucket.timestep is not None,
     )

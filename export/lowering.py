@@ -70,6 +70,7 @@ def _key(bucket: Bucket, form: Form, program: str) -> str:
         sorted(bucket.plan.windows.items()),
         sorted(bucket.keep_outputs),
         sorted(bucket.keep_residuals),
+        "" if bucket.timestep is None else bucket.timestep,
     )
 
 

@@ -7,6 +7,7 @@ import torch
 
 from ditc.passes import Program, Schedule
 from ditc.passes.limiting import within
+from ditc.runtime.errors import LoweringError
 from ditc.runtime.sampler import SamplerTable
 
 from .batching import Batches, batches_of
@@ -83,7 +84,23 @@ def prepared(
     fits = within(sched, limits.slot_bytes, limits.memory_bytes, compiled=compiled, times=times).on(
         compiled
     )
+    if special.holds:
+        fits = _holding(fits, table, dynamic)
     return Prepared(fits, table, pictures, None if batches is None else batches.of(fits))
+
+
+def _holding(sched: Schedule, table: SamplerTable | None, dynamic: Dynamic) -> Schedule:
+    """Return a schedule whose graphs of one step hold their timesteps."""
+    if table is None:
+        raise LoweringError(
+            "timesteps can't be folded without a sampler, whose timesteps they are: pass sampler="
+        )
+    if dynamic is not None:
+        raise LoweringError(
+            "timesteps can't be folded into graphs that serve several batch sizes: leave out "
+            "fold_timesteps or dynamic"
+        )
+    return sched.holding(table.timesteps)
 
 
 def _pictures(decoder: torch.nn.Module | Program | None, program: Program) -> Program | None:

@@ -19,12 +19,15 @@ class Specialisation:
         folds: whether equal halves are folded.
         guides: whether guidance is fused.
         splits: whether a prologue is split off.
+        holds: whether a graph that runs one step holds its timestep; `prepared` sees to that, as
+            it is of a bucket, not of the program.
     """
 
     steps: int
     folds: bool
     guides: bool
     splits: bool
+    holds: bool = False
 
     def of(self, program: Program, like: Program | None = None) -> Program:
         """Return a program as it is compiled.

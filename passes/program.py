@@ -203,6 +203,11 @@ class Program:
         return next(entry for entry in self.inputs if entry.role == "latents")
 
     @property
+    def timestep_name(self) -> str:
+        """Name of the input that holds the timestep; empty where there is none."""
+        return next((entry.name for entry in self.inputs if entry.role == "timestep"), "")
+
+    @property
     def samples(self) -> int:
         """How many samples a step denoises at once."""
         batch = self.latents.shape[0]

@@ -7,6 +7,7 @@ from torch import fx
 from ditc.runtime.errors import PassError
 
 from .base import Pass, run
+from .fold_timestep import FoldTimestep
 from .graphs import copy_module
 from .keep_slots import KeepSlots
 from .method import Method
@@ -27,6 +28,7 @@ def pipeline(
     windows: Mapping[str, SiteWindow],
     keep_outputs: Set[str],
     keep_residuals: Set[str],
+    timestep: float | None = None,
 ) -> tuple[Pass, ...]:
     """Return the passes of a bucket, in processing order.
 
@@ -36,6 +38,8 @@ def pipeline(
         windows: window of each site that uses one or keeps a residual.
         keep_outputs: names of sites whose projected output a later step reads.
         keep_residuals: names of sites whose residual a later step reads.
+        timestep: what the model is told at the one step that runs the graph, to hold it there;
+            None for a graph that is told.
     """
 
     def where(*wanted: Method) -> tuple[Site, ...]:
@@ -45,6 +49,7 @@ def pipeline(
         return tuple(site for site in program.sites if site.name in names)
 
     return (
+        FoldTimestep(program.timestep_name, timestep),
         KeepSlots(named(keep_outputs), named(keep_residuals), windows),
         WindowAttention(where(Method.WA_RS, Method.WA_RS_ASC), windows),
         ShareCfg(
@@ -63,6 +68,7 @@ def rewrite(
     windows: Mapping[str, SiteWindow],
     keep_outputs: Set[str] = frozenset(),
     keep_residuals: Set[str] = frozenset(),
+    timestep: float | None = None,
 ) -> fx.GraphModule:
     """Return the graph of a bucket; arguments as for `pipeline`.
 
@@ -73,7 +79,7 @@ def rewrite(
         PassError: naming pass, site or node, if a method can't be applied.
     """
     module = copy_module(program.graph_module)
-    passes = pipeline(program, methods, windows, keep_outputs, keep_residuals)
+    passes = pipeline(program, methods, windows, keep_outputs, keep_residuals, timestep)
     changed = run(passes, module)
     expected = {
         KeepSlots.name: len(keep_outputs) + len(keep_residuals),

@@ -6,6 +6,8 @@ from functools import cached_property
 
 from torch import fx
 
+from ditc.runtime.errors import PassError
+
 from .calls import Call, Run, calls_of, slot_at, work_of
 from .curve import Curve
 from .equal_runs import Groups, Keep, rows_of
@@ -34,6 +36,8 @@ class Bucket:
         methods: method of each site the plan speaks of.
         keep_outputs: sites whose projected output it writes to a slot.
         keep_residuals: sites whose residual it writes to a slot.
+        timestep: what the model is told at its one step, where the graph holds that; None where
+            it is an input.
     """
 
     name: str
@@ -43,6 +47,7 @@ class Bucket:
     methods: Mapping[str, Method]
     keep_outputs: frozenset[str]
     keep_residuals: frozenset[str]
+    timestep: float | None = None
 
     @cached_property
     def graph_module(self) -> fx.GraphModule:
@@ -58,7 +63,12 @@ class Bucket:
         }
         compressed = {name: method for name, method in methods.items() if method is not Method.FULL}
         return rewrite(
-            self.program, compressed, self.plan.windows, self.keep_outputs, self.keep_residuals
+            self.program,
+            compressed,
+            self.plan.windows,
+            self.keep_outputs,
+            self.keep_residuals,
+            self.timestep,
         )
 
     @property
@@ -157,6 +167,30 @@ class Schedule:
             return self
         buckets = tuple(replace(bucket, program=program) for bucket in self.buckets)
         return replace(self, program=program, buckets=buckets)
+
+    def holding(self, timesteps: Sequence[float]) -> "Schedule":
+        """Return the schedule with the timestep of each graph that runs one step held in it.
+
+        Args:
+            timesteps: what the model is told at each step.
+
+        Raises:
+            PassError: if no graph takes a timestep.
+        """
+        name = self.program.timestep_name
+        if name not in self.program.arguments:
+            raise PassError(
+                "timesteps can't be folded: no graph of a step takes one, as what is made of them "
+                "is made before the steps: leave the prologue in the steps (prologue=False, "
+                "--no-prologue)"
+            )
+        buckets = tuple(
+            replace(bucket, timestep=timesteps[bucket.steps[0]])
+            if len(bucket.steps) == 1
+            else bucket
+            for bucket in self.buckets
+        )
+        return replace(self, buckets=buckets)
 
     @property
     def peak_bytes(self) -> int:

@@ -36,6 +36,7 @@ from .guidance import (
     latents_shape,
     learned_variance,
 )
+from .held import check_held_timestep
 from .inputs import as_array, check_array, check_finite, check_names
 from .manifest import WEIGHTS_FILE, Manifest
 from .recorded import read_recorded
@@ -157,11 +158,11 @@ class Bundle:
 
         Raises:
             EngineError: if an input is missing, unknown, of another shape or kind, or not finite;
-                there is no such step or call; or a slot it reads lacks the write of an earlier
-                step.
+                there is no such step or call; a slot it reads lacks the write of an earlier step;
+                or its graph holds another timestep.
         """
         self._check_step(k, call)
-        outputs = self._run(k, call, self._check_inputs(arrays))
+        outputs = self._run(k, call, self._check_inputs(k, arrays))
         if len(outputs) == 1:
             return outputs[self.manifest.outputs[0].name]
         return outputs
@@ -304,7 +305,7 @@ class Bundle:
             listed = " and then ".join(repr(name) for name in calls_of(self.manifest.cfg))
             raise EngineError(f"step {k} has no call {call!r}, expected {listed}")
 
-    def _check_inputs(self, arrays: Mapping[str, npt.ArrayLike]) -> dict[str, Array]:
+    def _check_inputs(self, k: int, arrays: Mapping[str, npt.ArrayLike]) -> dict[str, Array]:
         names = [info.name for info in self.manifest.inputs]
         check_names("input", arrays, names)
         for name in names:
@@ -315,4 +316,5 @@ class Bundle:
         checked = {info.name: check_array(info, arrays[info.name]) for info in sized.inputs}
         if sized.equal_halves:
             check_equal_halves(sized, checked)
+        check_held_timestep(sized, k, checked)
         return checked

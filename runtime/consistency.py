@@ -98,6 +98,12 @@ def _check_bucket(manifest: "Manifest", bucket: BucketInfo) -> None:
         ("writes", bucket.writes, slots),
     ):
         _check_known(where, field, names, known)
+    if bucket.holds_timestep and (
+        len(bucket.steps) > 1 or manifest.sampler is None or manifest.input_of("timestep") is None
+    ):
+        raise BundleError(
+            f"{where}: holds a timestep, expected one step, a sampler and an input of that role"
+        )
     both = sorted(set(bucket.reads) & set(bucket.writes))
     if both:
         raise BundleError(f"{where}: both reads and writes slot {both[0]!r}, expected one of them")

@@ -9,6 +9,7 @@ from .fields import (
     JsonValue,
     read_choice,
     read_dtype,
+    read_flag,
     read_integer,
     read_list,
     read_mapping,
@@ -146,6 +147,8 @@ class BucketInfo:
         methods: the method of each site.
         multiply_adds: what one step computes.
         weights: the tensors of the weight store its graph uses, by their names there.
+        holds_timestep: whether it runs one step and computes with the sampler's timestep there,
+            whatever it is given.
     """
 
     name: str
@@ -157,6 +160,7 @@ class BucketInfo:
     methods: Mapping[str, str]
     multiply_adds: int
     weights: tuple[str, ...]
+    holds_timestep: bool = False
 
     def to_json(self) -> dict[str, JsonValue]:
         """Return the JSON object."""
@@ -170,6 +174,7 @@ class BucketInfo:
             "methods": dict(self.methods),
             "multiply_adds": self.multiply_adds,
             "weights": list(self.weights),
+            "holds_timestep": self.holds_timestep,
         }
 
     @classmethod
@@ -192,6 +197,7 @@ class BucketInfo:
                 found["multiply_adds"], f"{where}.multiply_adds", 0, MAX_COUNT
             ),
             weights=read_names(found["weights"], f"{where}.weights"),
+            holds_timestep=read_flag(found["holds_timestep"], f"{where}.holds_timestep"),
         )
 
 

@@ -46,6 +46,7 @@ class Case:
     folds: bool
     guides: bool
     splits: bool
+    holds: bool
     precision: str
 
 
@@ -76,8 +77,13 @@ def special_of(
 
 @st.composite
 def cases(draw: st.DrawFn) -> Case:
-    """Draw a case; two calls have no halves in one batch to fold or to guide."""
+    """Draw a case.
+
+    Two calls have no halves in one batch to fold or to guide; with a prologue no graph of a step
+    takes a timestep that it could hold.
+    """
     cfg = draw(st.sampled_from(LAYOUTS))
+    splits = draw(st.booleans())
     return Case(
         model=draw(st.sampled_from(sorted(MODELS))),
         cfg=cfg,
@@ -86,7 +92,8 @@ def cases(draw: st.DrawFn) -> Case:
         limit=draw(st.sampled_from([None, 1, 2, 3, "knee"])),
         folds=in_batch(cfg) and draw(st.booleans()),
         guides=in_batch(cfg) and draw(st.booleans()),
-        splits=draw(st.booleans()),
+        splits=splits,
+        holds=not splits and draw(st.booleans()),
         precision=draw(st.sampled_from(sorted(TOLERANCES))),
     )
 
@@ -100,11 +107,19 @@ def drawn(program: Program, case: Case) -> Plan:
     return plan
 
 
+def timesteps(case: Case) -> list[float]:
+    """Return what the model is told at each step, the same in both halves."""
+    return [float(case.seed % 500 + 97 * step) for step in range(STEPS)]
+
+
 def given_at(case: Case, step: int) -> models.Kwargs:
     kwargs = MODELS[case.model][1](case.seed % 50 + step)
     latents = kwargs["hidden_states"]
     assert isinstance(latents, torch.Tensor)
     half = latents[: len(latents) // 2]
+    told = kwargs["timestep"]
+    assert isinstance(told, torch.Tensor)
+    kwargs["timestep"] = torch.full_like(told, timesteps(case)[step])
     return {**kwargs, "hidden_states": torch.cat([half, half]) if case.folds else latents}
 
 
@@ -125,7 +140,10 @@ def test_agrees_with_the_unspecialised_schedule(case: Case) -> None:
     switches = case.folds, case.guides, case.splits
     special = special_of(case.model, case.cfg, *switches, case.precision, tiles)
     sched = schedule(program, drawn(program, case), case.limit)
-    plain, session = TorchSession(sched), TorchSession(sched.on(special))
+    ready = sched.on(special)
+    if case.holds:
+        ready = ready.holding(timesteps(case))
+    plain, session = TorchSession(sched), TorchSession(ready)
     scale = {"guidance_scale": torch.tensor(SCALE)} if case.guides else {}
     for step in range(STEPS):
         for call in calls_of(program.cfg):

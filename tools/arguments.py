@@ -160,6 +160,11 @@ def add_compile_options(parser: argparse.ArgumentParser) -> None:
         help="have graphs guide their output: half of it, and the scale as an input",
     )
     parser.add_argument(
+        "--fold-timesteps",
+        action="store_true",
+        help="have a graph that runs one step hold its timestep; with --no-prologue",
+    )
+    parser.add_argument(
         "--no-decoder",
         action="store_true",
         help="leave the pipeline's autoencoder out: the bundle makes latents",

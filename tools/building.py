@@ -134,6 +134,7 @@ def _build(
             dynamic=options.dynamic,
             fold_halves=options.fold_halves,
             fuse_guidance=options.fuse_guidance,
+            fold_timesteps=options.fold_timesteps,
             max_slot_bytes=options.max_slot_bytes,
             max_memory_bytes=options.max_memory_bytes,
             foretell=foretell,
