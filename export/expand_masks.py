@@ -7,12 +7,13 @@ import torch
 from torch import fx
 
 from ditc.passes.base import Pass
-from ditc.passes.graphs import call, given, shape_of
+from ditc.passes.graphs import call, shape_of
+from ditc.passes.key_masks import attention_mask
+from ditc.passes.operators import SDPA
 
 __all__ = ["ExpandMasks"]
 
 aten = torch.ops.aten
-MASK = 3
 
 
 @dataclass(frozen=True)
@@ -23,15 +24,13 @@ class ExpandMasks(Pass):
 
     def rewrite(self, graph: fx.Graph) -> int:
         """Expand masks and return of how many attentions."""
-        target = aten.scaled_dot_product_attention.default
-        nodes = graph.find_nodes(op="call_function", target=target)
+        nodes = graph.find_nodes(op="call_function", target=SDPA)
         return sum(_expand(graph, node) for node in nodes)
 
 
 def _expand(graph: fx.Graph, node: fx.Node) -> int:
-    query = node.args[0]
-    mask = given(node, MASK, "attn_mask")
-    if not isinstance(query, fx.Node) or not isinstance(mask, fx.Node):
+    query, mask = node.args[0], attention_mask(node)
+    if not isinstance(query, fx.Node) or mask is None:
         return 0
     tokens, (*batch, rows, keys) = shape_of(query)[-2], shape_of(mask)
     if rows == tokens:

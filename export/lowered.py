@@ -1,19 +1,16 @@
 """A graph that was lowered: ONNX without a weight in it, and where its weights come from."""
 
-import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load, save
 
 from ditc.passes.graphs import weight
 from ditc.passes.program import Program
 from ditc.runtime.errors import LoweringError
 
-from .tensors import raw_bytes
+from .sealed import bytes_of, seal, tensor_of, unseal
 
 __all__ = ["Lowered", "Source", "pack", "unpack"]
 
@@ -107,60 +104,33 @@ class Lowered:
 
 
 def pack(lowered: Lowered) -> bytes:
-    """Return a lowered graph as one safetensors file that holds its own digest."""
+    """Return a lowered graph as a file's content."""
     tensors = {
-        GRAPH: torch.frombuffer(bytearray(lowered.graph), dtype=torch.uint8),
+        GRAPH: tensor_of(lowered.graph),
         **{CONSTANT + name: value.contiguous() for name, value in lowered.constants.items()},
     }
-    record = json.dumps(
-        {
-            "inputs": lowered.inputs,
-            "outputs": lowered.outputs,
-            "weights": {name: asdict(source) for name, source in sorted(lowered.weights.items())},
-            "multiply_adds": lowered.multiply_adds,
-            "axes": dict(lowered.axes),
-        },
-        sort_keys=True,
-    )
-    packed: bytes = save(tensors, {"record": record, "sha256": _digest(tensors, record)})
-    return packed
+    record = {
+        "inputs": lowered.inputs,
+        "outputs": lowered.outputs,
+        "weights": {name: asdict(source) for name, source in lowered.weights.items()},
+        "multiply_adds": lowered.multiply_adds,
+        "axes": dict(lowered.axes),
+    }
+    return seal(tensors, record)
 
 
 def unpack(raw: bytes, path: str) -> Lowered | None:
-    """Return what `pack` wrote, None if it is damaged.
-
-    Args:
-        raw: the file's content.
-        path: the file, whose header is read from there.
-    """
-    try:
-        tensors = load(raw)
-        with safe_open(path, "pt") as file:
-            meta = file.metadata()
-        record = meta["record"]
-        if meta["sha256"] != _digest(tensors, record):
-            return None
-        found = json.loads(record)
-        return Lowered(
-            graph=tensors[GRAPH].numpy().tobytes(),
-            inputs=tuple(found["inputs"]),
-            outputs=tuple(found["outputs"]),
-            weights={name: Source(**source) for name, source in found["weights"].items()},
-            constants={
-                name.removeprefix(CONSTANT): value
-                for name, value in tensors.items()
-                if name.startswith(CONSTANT)
-            },
-            multiply_adds=found["multiply_adds"],
-            axes=found["axes"],
-        )
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError):
-        return None
+    """Return what `pack` wrote, None if it is damaged; arguments as of `unseal`."""
+    return unseal(raw, path, _read)
 
 
-def _digest(tensors: Mapping[str, torch.Tensor], record: str) -> str:
-    found = hashlib.sha256(record.encode())
-    for name, value in sorted(tensors.items()):
-        found.update(f"{name} {value.dtype} {list(value.shape)}".encode())
-        found.update(raw_bytes(value))
-    return found.hexdigest()
+def _read(tensors: dict[str, torch.Tensor], record: dict[str, Any]) -> Lowered:
+    return Lowered(
+        graph=bytes_of(tensors.pop(GRAPH)),
+        inputs=tuple(record["inputs"]),
+        outputs=tuple(record["outputs"]),
+        weights={name: Source(**source) for name, source in record["weights"].items()},
+        constants={name.removeprefix(CONSTANT): value for name, value in tensors.items()},
+        multiply_adds=record["multiply_adds"],
+        axes=record["axes"],
+    )

@@ -27,34 +27,48 @@ def with_own_keys(graph: bytes) -> bytes:
             tokens, channels], the tokens' number known.
     """
     model = onnx.ModelProto.FromString(graph)
-    taken: set[str] = set()
-    nodes: list[onnx.NodeProto] = []
-    tokens: dict[str, int] = {}
-    for node in model.graph.node:
-        if node.op_type == "Attention":
-            for place in (KEY, VALUE):
-                name = node.input[place]
-                if name in taken:
-                    tokens = tokens or _tokens(model)
-                if name in taken and name in tokens:
-                    node.input[place] = f"{node.name}.{place}"
-                    rows = f"ditc.rows.{tokens[name]}"
-                    nodes.append(
-                        helper.make_node("Gather", [name, rows], [node.input[place]], axis=TOKENS)
-                    )
-                taken.add(name)
-        nodes.append(node)
-    if not tokens:
+    shared = _shared(model)
+    if not shared:
         return graph
-    used = {name for node in nodes for name in node.input}
-    for count in sorted({*tokens.values()}):
-        if f"ditc.rows.{count}" in used:
-            every = np.arange(count, dtype=np.int64)
-            model.graph.initializer.append(numpy_helper.from_array(every, f"ditc.rows.{count}"))
+    tokens = _tokens(model)
+    nodes: list[onnx.NodeProto] = []
+    used: set[int] = set()
+    for number, node in enumerate(model.graph.node):
+        for place in shared.get(number, ()):
+            name = node.input[place]
+            if name not in tokens:
+                continue
+            used.add(tokens[name])
+            node.input[place] = f"{node.name}.{place}"
+            inputs = [name, _rows(tokens[name])]
+            nodes.append(helper.make_node("Gather", inputs, [node.input[place]], axis=TOKENS))
+        nodes.append(node)
+    for count in sorted(used):
+        every = np.arange(count, dtype=np.int64)
+        model.graph.initializer.append(numpy_helper.from_array(every, _rows(count)))
     del model.graph.node[:]
     model.graph.node.extend(nodes)
     raw: bytes = model.SerializeToString(deterministic=True)
     return raw
+
+
+def _shared(model: onnx.ModelProto) -> dict[int, list[int]]:
+    """Return, by an attention's number among nodes, which inputs one before it has too."""
+    taken: set[str] = set()
+    found: dict[int, list[int]] = {}
+    for number, node in enumerate(model.graph.node):
+        if node.op_type != "Attention":
+            continue
+        for place in (KEY, VALUE):
+            if node.input[place] in taken:
+                found.setdefault(number, []).append(place)
+            taken.add(node.input[place])
+    return found
+
+
+def _rows(count: int) -> str:
+    """Return the name of the indices of so many tokens."""
+    return f"ditc.rows.{count}"
 
 
 def _tokens(model: onnx.ModelProto) -> dict[str, int]:

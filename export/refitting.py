@@ -10,7 +10,8 @@ from ditc.passes.graphs import dtype_name
 from ditc.runtime.cuda import open_device
 from ditc.runtime.engine_info import EngineInfo
 from ditc.runtime.errors import EngineError
-from ditc.runtime.rtx_library import DTYPES, Library
+from ditc.runtime.rtx_engine import DTYPES
+from ditc.runtime.rtx_library import Library
 
 from .checkpoint import Checkpoint
 from .engines import ENGINE

@@ -14,8 +14,7 @@ from torch.utils import _pytree as pytree
 
 from ditc.passes.base import Pass
 from ditc.passes.graphs import call, infer, weight
-from ditc.passes.marks import MOVES
-from ditc.passes.operators import CASTS
+from ditc.passes.operators import CASTS, MOVES
 from ditc.runtime.errors import PassError
 
 from .fold_constants import add_constant

@@ -5,19 +5,12 @@ from collections.abc import Iterable
 
 import torch
 
+from ditc.runtime import weights
+
 __all__ = ["DTYPES", "NAMES", "constant_name", "raw_bytes"]
 
-DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
+DTYPES: dict[str, torch.dtype] = {
+    name: getattr(torch, kind) for name, kind in weights.DTYPES.items()
 }
 """Dtypes by their names in the safetensors format."""
 

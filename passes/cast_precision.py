@@ -12,8 +12,9 @@ from torch import fx
 
 from .base import Pass
 from .dependence import Level
-from .graphs import call, flat_outputs, given, infer, shape_of, weight
-from .operators import CASTS, LINEAR, MATMUL, SDPA, is_pointwise
+from .graphs import call, flat_outputs, infer, shape_of, weight
+from .key_masks import attention_mask
+from .operators import CASTS, LINEAR, MATMUL, is_pointwise
 from .precision_rules import FOLLOWS, JOINS, NARROW, NORMS, SUMS, WIDE
 
 __all__ = ["CastPrecision", "cast"]
@@ -23,7 +24,6 @@ aten = torch.ops.aten
 PRODUCTS = (*MATMUL, aten.baddbmm.default, aten.einsum.default)
 TIME_PROJECTIONS = 2
 """Projections of a timestep's embedding that stay in full width: those of its MLP."""
-MASK = 3
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,7 +114,7 @@ class CastPrecision(Pass):
             return
         for arg in _floats(node):
             if _dtype(arg) not in (dtype, torch.float64):
-                limited = node.target is SDPA and arg is given(node, MASK, "attn_mask")
+                limited = arg is attention_mask(node)
                 node.replace_input_with(arg, self._cast(arg, dtype, limited=limited))
 
     def _cast(self, node: fx.Node, dtype: torch.dtype, *, limited: bool = False) -> fx.Node:

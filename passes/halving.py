@@ -80,7 +80,7 @@ class BatchAxes:
         if node.target is aten.unflatten.int:
             return _unflattened(node, axis)
         if node.target is aten.stack.default:
-            at = _axis(node.args[1] if len(node.args) > 1 else 0, len(shape_of(node)))
+            at = _axis(given(node, 1, "dim", 0), len(shape_of(node)))
             return axis + (at <= axis)
         if node.target is aten.repeat_interleave.self_int and _repeats_other(node, axis):
             return axis
@@ -242,7 +242,7 @@ def _unflattened(node: fx.Node, axis: int) -> int:
 def _reduced(node: fx.Node, axis: int) -> int:
     rank = len(shape_of(node.all_input_nodes[0]))
     position = 2 if node.target is aten.linalg_vector_norm.default else 1
-    dims = node.args[position] if len(node.args) > position else None
+    dims = given(node, position, "dim")
     reduced = {_axis(at, rank) for at in dims} if isinstance(dims, list | tuple) else {axis}
     if axis in reduced:
         raise PassError(f"node {node.name}: {node.target} reduces the batch")

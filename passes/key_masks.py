@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import fx
 
-from .graphs import call, shape_of
+from .graphs import call, given, shape_of
 from .operators import SDPA
 
 __all__ = ["Factors", "attention_mask", "joining", "mask_factors", "with_mask"]
@@ -29,8 +29,8 @@ def attention_mask(attention: fx.Node) -> fx.Node | None:
     """Return the mask that a fused attention is given, None if it is given none."""
     if attention.target is not SDPA:
         return None
-    given = attention.args[3] if len(attention.args) > 3 else attention.kwargs.get("attn_mask")
-    return given if isinstance(given, fx.Node) else None
+    mask = given(attention, 3, "attn_mask")
+    return mask if isinstance(mask, fx.Node) else None
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,6 @@ A mark is a boolean tensor of the value's shape. Where it is the same along an a
 along it, so that it takes no more memory than it says.
 """
 
-import operator
 from collections.abc import Callable, Mapping, Sequence
 from typing import cast
 
@@ -16,9 +15,9 @@ from torch.utils import _pytree as pytree
 from ditc.runtime.errors import PassError
 
 from .graphs import shape_of, weight
-from .operators import CASTS, LINEAR, MATMUL, SDPA, SOFTMAX, activation_of, is_pointwise
+from .operators import CASTS, LINEAR, MATMUL, MOVES, SDPA, SOFTMAX, activation_of, is_pointwise
 
-__all__ = ["MOVES", "Marks", "any_of"]
+__all__ = ["Marks", "any_of"]
 
 aten = torch.ops.aten
 Mark = torch.Tensor
@@ -40,42 +39,6 @@ MADE_LIKE = (
     aten.new_ones.default,
 )
 """Operators that take shape and dtype from their argument, and nothing of its values."""
-
-MOVES = (
-    aten.view.default,
-    aten._unsafe_view.default,
-    aten.reshape.default,
-    aten.flatten.using_ints,
-    aten.unflatten.int,
-    aten.transpose.int,
-    aten.permute.default,
-    aten.squeeze.default,
-    aten.squeeze.dim,
-    aten.squeeze.dims,
-    aten.unsqueeze.default,
-    aten.slice.Tensor,
-    aten.select.int,
-    aten.narrow.default,
-    aten.chunk.default,
-    aten.split.Tensor,
-    aten.split_with_sizes.default,
-    aten.unbind.int,
-    aten.cat.default,
-    aten.stack.default,
-    aten.expand.default,
-    aten.expand_as.default,
-    aten.repeat.default,
-    aten.repeat_interleave.self_int,
-    aten.roll.default,
-    aten.flip.default,
-    aten.t.default,
-    aten.movedim.int,
-    aten.pixel_shuffle.default,
-    aten.select_scatter.default,
-    aten.slice_scatter.default,
-    operator.getitem,
-)
-"""Operators that only move elements: they do to marks what they do to values."""
 
 CHOICES: Mapping[object, int] = {
     aten.index_select.default: 2,

@@ -9,7 +9,7 @@ import torch
 from torch import fx
 
 from .cores import Core, find_core
-from .graphs import module_path, shape_of
+from .graphs import given, module_path, shape_of
 from .operators import LAYOUT, LINEAR, activation_of, is_pointwise
 from .program import Site, SiteKind
 from .tokens import image_tokens, token_axes
@@ -202,7 +202,7 @@ def _joins_channels(node: fx.Node) -> bool:
     """Whether attention is put beside other channels, which one projection then takes all."""
     if node.target is not aten.cat.default:
         return False
-    axis = node.args[1] if len(node.args) > 1 else 0
+    axis = given(node, 1, "dim", 0)
     return isinstance(axis, int) and axis % len(shape_of(node)) == len(shape_of(node)) - 1
 
 

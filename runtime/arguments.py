@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 import numpy.typing as npt
@@ -60,28 +60,27 @@ class ArgumentsInfo:
         }
 
     @classmethod
-    def from_json(cls, value: object) -> "ArgumentsInfo":
+    def from_json(cls, value: object, where: str) -> "ArgumentsInfo":
         """Return what `to_json` wrote, or raise BundleError."""
-        names = ("paths", "constants", "digests", "stacked", "scheduler")
-        found = read_object(value, "arguments", names)
-        maps = {name: read_mapping(found[name], f"arguments.{name}") for name in names[:3]}
+        found = read_object(value, where, [field.name for field in fields(cls)])
+        maps = {
+            name: read_mapping(found[name], f"{where}.{name}")
+            for name in ("paths", "constants", "digests")
+        }
         scheduler = found["scheduler"]
         return cls(
-            {name: read_name(path, "arguments.paths") for name, path in maps["paths"].items()},
-            {path: _constant(item, path) for path, item in maps["constants"].items()},
+            {name: read_name(path, f"{where}.paths") for name, path in maps["paths"].items()},
             {
-                path: read_sha256(item, "arguments.digests")
-                for path, item in maps["digests"].items()
+                path: _constant(item, f"{where}.constants.{path}")
+                for path, item in maps["constants"].items()
             },
-            read_list(found["stacked"], "arguments.stacked", read_name),
-            None if scheduler is None else read_string(scheduler, "arguments.scheduler"),
+            {path: read_sha256(item, f"{where}.digests") for path, item in maps["digests"].items()},
+            read_list(found["stacked"], f"{where}.stacked", read_name),
+            None if scheduler is None else read_string(scheduler, f"{where}.scheduler"),
         )
 
 
-def _constant(value: object, path: str) -> Constant:
+def _constant(value: object, where: str) -> Constant:
     if value is None or isinstance(value, bool | int | float | str):
         return value
-    raise BundleError(
-        f"arguments.constants.{path}: expected a number, text or null, found a "
-        f"{type(value).__name__}"
-    )
+    raise BundleError(f"{where}: expected a number, text or null, found a {type(value).__name__}")

@@ -1,12 +1,12 @@
-"""Bind engines to the slots that each run of a generation uses."""
+"""Bind engines to the slots that each run of a generation uses, and to the samples of a batch."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
-from .engine import Engine, Rebindable
+from .engine import Engine, Rebindable, Resizable
 from .errors import EngineError
 from .manifest import Manifest
 
-__all__ = ["bind"]
+__all__ = ["bind", "resize"]
 
 Bound = tuple[tuple[str, ...], Engine]
 
@@ -31,6 +31,18 @@ def bind(manifest: Manifest, engines: Mapping[str, Engine]) -> list[Bound]:
             made[key] = engine if fresh else _bound(run.bucket, engine, run.slots)
         found.append((inputs[run.bucket], made[key]))
     return found
+
+
+def resize(engines: Iterable[Engine], sized: Manifest) -> None:
+    """Have engines, each once, take the shapes of another number of samples.
+
+    Raises:
+        EngineError: if one serves one size only.
+    """
+    for engine in {id(engine): engine for engine in engines}.values():
+        if not isinstance(engine, Resizable):
+            raise EngineError("the bundle's engines serve one batch size only")
+        engine.resize(sized)
 
 
 def _bound(bucket: str, engine: Engine, slots: Mapping[str, str]) -> Engine:

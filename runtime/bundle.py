@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from .backends import backend_of
 from .batches import count, limited, repeated, resized, samples_of
-from .binding import bind
+from .binding import bind, resize
 from .calls import calls_of
 from .decoder import DECODER
 from .decoding import Pixels, decode, decoder_manifest
@@ -23,15 +23,14 @@ from .drawing import (
     sampler_of,
 )
 from .drawing import guidance_scale as scale_of
-from .engine import Array, Backend, Engine, OnDevice, Resizable
+from .engine import Array, Backend, Engine, OnDevice
 from .errors import BundleError, EngineError
 from .feed import Feed
 from .files import check_files
 from .guidance import (
     Latents,
     check_equal_halves,
-    condition,
-    condition_calls,
+    conditions,
     guide,
     latents_shape,
     learned_variance,
@@ -205,7 +204,8 @@ class Bundle:
         table, model_latents = sampler_of(self.manifest)
         scale = scale_of(self.manifest, guidance_scale)
         sized = self._resize(self.manifest.samples if batch is None else count(batch))
-        full = self._conditions(conditioning, negative or {})
+        recorded = {call: repeated(sized, held) for call, held in self._recorded.items()}
+        full = conditions(sized, recorded, conditioning, negative or {})
         shape = latents_shape(sized, sized.input_of("latents") or model_latents)
         draw = generator(seed)
         x = initial_latents(draw, table, shape, latents)
@@ -270,11 +270,7 @@ class Bundle:
             self._sized = resized(self.manifest, samples)
             self._ledger.reset()
             parts = (self._engines[graph.name] for graph in self.manifest.graphs)
-            running = (engine for _, engine in self._bound)
-            for engine in {id(engine): engine for engine in (*parts, *running)}.values():
-                if not isinstance(engine, Resizable):
-                    raise EngineError("the bundle's engines serve one batch size only")
-                engine.resize(self._sized)
+            resize((*parts, *(engine for _, engine in self._bound)), self._sized)
             self._start_feeds()
         return self._sized
 
@@ -288,15 +284,6 @@ class Bundle:
         outputs = engine.run({name: given[name] for name in inputs})
         self._ledger.commit(number)
         return outputs
-
-    def _conditions(
-        self, given: Mapping[str, npt.ArrayLike], negative: Mapping[str, npt.ArrayLike]
-    ) -> Mapping[str, Mapping[str, Array]]:
-        """Return the conditioning of each call."""
-        recorded = {call: repeated(self._sized, held) for call, held in self._recorded.items()}
-        if self.manifest.calls:
-            return condition_calls(self._sized, recorded, given, negative)
-        return {"": condition(self._sized, recorded[""], given, negative)}
 
     def _check_step(self, k: int, call: str) -> None:
         if not isinstance(k, int | np.integer) or k not in range(self.steps):

@@ -14,8 +14,7 @@ from .manifest import InputInfo, Manifest
 __all__ = [
     "Latents",
     "check_equal_halves",
-    "condition",
-    "condition_calls",
+    "conditions",
     "guide",
     "join",
     "latents_shape",
@@ -101,19 +100,20 @@ def _has_variance(output: Array, shape: tuple[int, ...]) -> bool:
     return len(shape) > 1 and output.ndim > 1 and output.shape[1] == 2 * shape[1]
 
 
-def condition(
+def conditions(
     manifest: Manifest,
-    recorded: Mapping[str, Array],
+    recorded: Mapping[str, Mapping[str, Array]],
     given: Mapping[str, npt.ArrayLike],
     negative: Mapping[str, npt.ArrayLike],
-) -> dict[str, Array]:
-    """Return every conditioning input in full, from what was given and what was recorded.
+) -> Mapping[str, Mapping[str, Array]]:
+    """Return every conditioning input of each call, from what was given and what was recorded.
 
     Args:
-        manifest: says the inputs and which half is which.
-        recorded: the conditioning of the call that was compiled, in full.
-        given: by name, in full, or the conditional half where there is guidance.
-        negative: by name, the unconditional half.
+        manifest: says the inputs, and which half is which.
+        recorded: the conditioning of the calls that were compiled, by call, in full.
+        given: by name, in full; where there is guidance the conditional half, or call's. The
+            unconditional call's too where both calls had the same.
+        negative: by name, the unconditional half, or call's.
 
     Raises:
         EngineError: if a name or shape isn't expected, or a half is given twice.
@@ -121,6 +121,17 @@ def condition(
     names = [info.name for info in manifest.inputs if info.role == "condition"]
     check_names("conditioning", given, names)
     check_names("negative conditioning", negative, names)
+    if manifest.calls:
+        return _of_calls(manifest, recorded, given, negative)
+    return {"": _of_halves(manifest, recorded[""], given, negative)}
+
+
+def _of_halves(
+    manifest: Manifest,
+    recorded: Mapping[str, Array],
+    given: Mapping[str, npt.ArrayLike],
+    negative: Mapping[str, npt.ArrayLike],
+) -> dict[str, Array]:
     if negative and manifest.cfg is None:
         raise EngineError("negative conditioning was given, but the bundle has no guidance")
     return {
@@ -130,28 +141,15 @@ def condition(
     }
 
 
-def condition_calls(
+def _of_calls(
     manifest: Manifest,
     recorded: Mapping[str, Mapping[str, Array]],
     given: Mapping[str, npt.ArrayLike],
     negative: Mapping[str, npt.ArrayLike],
 ) -> dict[str, dict[str, Array]]:
-    """Return every conditioning input of each call, from what was given and what was recorded.
-
-    Args:
-        manifest: says the inputs.
-        recorded: the conditioning of the calls that were compiled, by call.
-        given: by name, the conditional call's; the unconditional's too where both had the same.
-        negative: by name, the unconditional call's.
-
-    Raises:
-        EngineError: if a name or shape isn't expected.
-    """
-    conditions = {info.name: info for info in manifest.inputs if info.role == "condition"}
-    check_names("conditioning", given, conditions)
-    check_names("negative conditioning", negative, conditions)
+    infos = {info.name: info for info in manifest.inputs if info.role == "condition"}
     found: dict[str, dict[str, Array]] = {"cond": {}, "uncond": {}}
-    for name, info in conditions.items():
+    for name, info in infos.items():
         cond, uncond = recorded["cond"][name], recorded["uncond"][name]
         same = np.array_equal(cond, uncond)
         if given.get(name) is not None:

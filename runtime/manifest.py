@@ -7,7 +7,7 @@ which trusts nothing. `consistency.py` holds the rules that span several fields.
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from functools import cached_property
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from .arguments import ArgumentsInfo
 from .asked import AskedInfo
@@ -17,15 +17,7 @@ from .curve import CurveInfo
 from .decoder import DecoderInfo
 from .dynamic import DynamicInfo
 from .engine_info import EngineInfo
-from .entries import (
-    MAX_STEPS,
-    BucketInfo,
-    FileInfo,
-    InputInfo,
-    ModelInfo,
-    OutputInfo,
-    SlotInfo,
-)
+from .entries import MAX_STEPS, BucketInfo, FileInfo, InputInfo, ModelInfo, OutputInfo, SlotInfo
 from .errors import BundleError
 from .fields import (
     JsonValue,
@@ -42,13 +34,7 @@ from .fields import (
     read_sha256,
     read_string,
 )
-from .files import (
-    CONDITIONING_FILE,
-    MANIFEST_FILE,
-    PLAN_FILE,
-    WEIGHTS_FILE,
-    check_relative,
-)
+from .files import CONDITIONING_FILE, MANIFEST_FILE, PLAN_FILE, WEIGHTS_FILE, check_relative
 from .prologue import Graph, PartInfo, PrologueInfo
 from .sampler import SamplerTable
 from .versions import FORMAT, VERSION, read_version
@@ -244,18 +230,14 @@ class Manifest:
         }
 
     def _optional(self) -> dict[str, JsonValue]:
-        found: dict[str, JsonValue] = {}
-        if self.calls:
-            found["calls"] = [call.to_json() for call in self.calls]
-        if self.arguments is not None:
-            found["arguments"] = self.arguments.to_json()
-        if self.engine is not None:
-            found["engine"] = self.engine.to_json()
-        if self.decoder is not None:
-            found["decoder"] = self.decoder.to_json()
-        if self.asked is not None:
-            found["asked"] = self.asked.to_json()
-        return found
+        records: dict[str, JsonValue] = {
+            "arguments": _json(self.arguments),
+            "asked": _json(self.asked),
+            "calls": [*(call.to_json() for call in self.calls)] or None,
+            "decoder": _json(self.decoder),
+            "engine": _json(self.engine),
+        }
+        return {name: record for name, record in records.items() if record is not None}
 
     @classmethod
     def from_json(cls, text: str) -> "Manifest":
@@ -287,7 +269,7 @@ class Manifest:
             outputs=read_list(found["outputs"], "outputs", OutputInfo.from_json),
             slots=read_list(found["slots"], "slots", SlotInfo.from_json),
             buckets=read_list(found["buckets"], "buckets", BucketInfo.from_json),
-            sampler=None if found["sampler"] is None else SamplerTable.from_json(found["sampler"]),
+            sampler=_read(SamplerTable.from_json, found, "sampler"),
             files={
                 check_relative(path, "files"): FileInfo.from_json(info, f"files.{path}")
                 for path, info in files.items()
@@ -297,9 +279,7 @@ class Manifest:
             equal_halves=read_flag(found["equal_halves"], "equal_halves"),
             prologue=_read(PrologueInfo.from_json, found, "prologue"),
             calls=read_list(found.get("calls", []), "calls", CallInfo.from_json),
-            arguments=(
-                ArgumentsInfo.from_json(found["arguments"]) if "arguments" in found else None
-            ),
+            arguments=_read(ArgumentsInfo.from_json, found, "arguments"),
             engine=_read(EngineInfo.from_json, found, "engine"),
             dynamic=_read(DynamicInfo.from_json, found, "dynamic"),
             variant=_read(read_name, found, "variant"),
@@ -308,7 +288,11 @@ class Manifest:
         )
 
 
-def _json(record: "SamplerTable | CurveInfo | PrologueInfo | DynamicInfo | None") -> JsonValue:
+class _Record(Protocol):
+    def to_json(self) -> dict[str, JsonValue]: ...
+
+
+def _json(record: _Record | None) -> JsonValue:
     return None if record is None else record.to_json()
 
 

@@ -19,7 +19,8 @@ from .engine import Array
 from .errors import BundleError, EngineError
 from .manifest import Graph, Manifest, SlotInfo
 from .placing import place
-from .rtx_library import Library, Loaded
+from .rtx_engine import Loaded
+from .rtx_library import Library
 
 __all__ = ["TensorRtBackend", "TensorRtEngine"]
 

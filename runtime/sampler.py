@@ -132,26 +132,25 @@ class SamplerTable:
         }
 
     @classmethod
-    def from_json(cls, value: object) -> "SamplerTable":
+    def from_json(cls, value: object, where: str = "sampler") -> "SamplerTable":
         """Return the table that `to_json` wrote.
 
         Raises:
             BundleError: if a field is missing, unknown, of another type or length, or not finite.
         """
-        found = {"log_variance": None, **read_mapping(value, "sampler")}
-        found = read_object(found, "sampler", [field.name for field in fields(cls)])
+        given = {"log_variance": None, **read_mapping(value, where)}
+        found = read_object(given, where, [field.name for field in fields(cls)])
+        learned = found["log_variance"]
         return cls(
-            scheduler=read_string(found["scheduler"], "sampler.scheduler"),
-            timesteps=_read_row(found["timesteps"], "sampler.timesteps"),
-            init_noise_scale=read_number(found["init_noise_scale"], "sampler.init_noise_scale"),
-            input_scale=_read_row(found["input_scale"], "sampler.input_scale"),
-            latents=read_list(found["latents"], "sampler.latents", _read_row),
-            outputs=read_list(found["outputs"], "sampler.outputs", _read_row),
-            noise=_read_row(found["noise"], "sampler.noise"),
+            scheduler=read_string(found["scheduler"], f"{where}.scheduler"),
+            timesteps=_read_row(found["timesteps"], f"{where}.timesteps"),
+            init_noise_scale=read_number(found["init_noise_scale"], f"{where}.init_noise_scale"),
+            input_scale=_read_row(found["input_scale"], f"{where}.input_scale"),
+            latents=read_list(found["latents"], f"{where}.latents", _read_row),
+            outputs=read_list(found["outputs"], f"{where}.outputs", _read_row),
+            noise=_read_row(found["noise"], f"{where}.noise"),
             log_variance=(
-                None
-                if found["log_variance"] is None
-                else read_list(found["log_variance"], "sampler.log_variance", _read_row)
+                None if learned is None else read_list(learned, f"{where}.log_variance", _read_row)
             ),
         )
 

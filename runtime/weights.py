@@ -14,7 +14,7 @@ from .fields import load_json, read_integer, read_list, read_object, read_shape,
 from .files import WEIGHTS_FILE
 from .manifest import Manifest
 
-__all__ = ["check_weights", "map_tensors"]
+__all__ = ["DTYPES", "check_weights", "map_tensors"]
 
 Array = npt.NDArray[np.generic]
 MAX_HEADER_BYTES = 100_000_000
@@ -30,6 +30,7 @@ DTYPES = {
     "U8": "uint8",
     "BOOL": "bool",
 }
+"""Dtypes by their names in the safetensors format."""
 
 
 def map_tensors(path: Path) -> dict[str, Array]:

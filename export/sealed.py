@@ -1,0 +1,61 @@
+"""Tensors and a record as one safetensors file that holds its own digest: as caches keep things."""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load, save
+
+from .tensors import raw_bytes
+
+__all__ = ["bytes_of", "seal", "tensor_of", "unseal"]
+
+Kept = TypeVar("Kept")
+
+
+def seal(tensors: Mapping[str, torch.Tensor], record: Mapping[str, object]) -> bytes:
+    """Return tensors, each in memory of its own, and what goes with them as one file's content."""
+    text = json.dumps(record, sort_keys=True)
+    packed: bytes = save(dict(tensors), {"record": text, "sha256": _digest(tensors, text)})
+    return packed
+
+
+def unseal(
+    raw: bytes, path: str, read: Callable[[dict[str, torch.Tensor], dict[str, Any]], Kept]
+) -> Kept | None:
+    """Return what `read` makes of what `seal` wrote, None if it is damaged or of another form.
+
+    Args:
+        raw: the file's content.
+        path: the file, whose header is read from there.
+        read: given the tensors and the record.
+    """
+    try:
+        tensors = load(raw)
+        with safe_open(path, "pt") as file:
+            meta = file.metadata()
+        text = meta["record"]
+        return read(tensors, json.loads(text)) if meta["sha256"] == _digest(tensors, text) else None
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError):
+        return None
+
+
+def tensor_of(content: bytes) -> torch.Tensor:
+    """Return bytes as a tensor."""
+    return torch.frombuffer(bytearray(content), dtype=torch.uint8)
+
+
+def bytes_of(tensor: torch.Tensor) -> bytes:
+    """Return what `tensor_of` was given."""
+    return tensor.numpy().tobytes()
+
+
+def _digest(tensors: Mapping[str, torch.Tensor], record: str) -> str:
+    found = hashlib.sha256(record.encode())
+    for name, value in sorted(tensors.items()):
+        found.update(f"{name} {value.dtype} {list(value.shape)}".encode())
+        found.update(raw_bytes(value))
+    return found.hexdigest()
