@@ -1,8 +1,6 @@
 """Compile a schedule into a bundle."""
 
 from collections.abc import Callable, Iterable, Mapping, Set
-from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 
 import torch
@@ -12,40 +10,21 @@ from ditc.passes import Program, Schedule
 from ditc.runtime.decoder import DECODER
 from ditc.runtime.errors import LoweringError
 from ditc.runtime.files import SOURCES_FILE
-from ditc.runtime.manifest import (
-    CONDITIONING_FILE,
-    MANIFEST_FILE,
-    PLAN_FILE,
-    WEIGHTS_FILE,
-    AskedInfo,
-    CurveInfo,
-    Manifest,
-)
+from ditc.runtime.manifest import CONDITIONING_FILE, MANIFEST_FILE, PLAN_FILE, WEIGHTS_FILE
 from ditc.runtime.recorded import recorded_name
 from ditc.runtime.targets import PRECISIONS, WEIGHTS_MODES, parse_target
 
-from .batching import dynamic_info
 from .building import usable_cores
 from .bundle import records, staged
 from .cache import EngineCache, default_cache
-from .calling import arguments_info, calls_info
 from .checking import check_choice, check_schedule
-from .decoder import decoder_info, lower_decoder
-from .describing import (
-    bucket_info,
-    file_of,
-    input_infos,
-    is_baked,
-    model_info,
-    output_infos,
-    slot_info,
-)
+from .decoder import lower_decoder
+from .describing import file_of, manifest_of
 from .engines import write_engines
 from .forms import check_serves_range, form_of
 from .library import find_library, find_window_kernel
 from .lowering import lowered_graphs
 from .onnx import save
-from .parts import prologue_info
 from .preparing import Limits, prepared
 from .specialising import Specialisation
 from .variants import write_sources
@@ -153,7 +132,7 @@ def compile(  # noqa: A001 (the contract's name)
         dynamic,
         decoder,
     )
-    sched, table, pictures, batches = ready.sched, ready.table, ready.pictures, ready.batches
+    sched, pictures, batches = ready.sched, ready.pictures, ready.batches
     if foretell is not None:
         foretell(sched)
     place = Path(out_dir)
@@ -190,43 +169,8 @@ def compile(  # noqa: A001 (the contract's name)
             )
         sched.plan.save(folder / PLAN_FILE)
         save_file(_conditioning(sched.program), folder / CONDITIONING_FILE)
-        manifest = Manifest(
-            ditc=version("ditc"),
-            target=wanted.name,
-            precision=precision,
-            model=model_info(sched.program),
-            cfg=sched.program.cfg,
-            steps=sched.steps,
-            inputs=input_infos(sched.program),
-            outputs=output_infos(sched.program),
-            slots=tuple(slot_info(slot, sched.storages[slot.name]) for slot in sched.slots),
-            buckets=tuple(
-                bucket_info(bucket, lowered[bucket.name], engine) for bucket in sched.buckets
-            ),
-            sampler=table,
-            files=records(folder, {WEIGHTS_FILE: store.file}),
-            curve=None if sched.curve is None else CurveInfo(sched.curve.costs, sched.curve.full),
-            asked=None if sched.asked is None else AskedInfo(sched.asked.key, sched.asked.steps),
-            calls=calls_info(sched),
-            arguments=arguments_info(sched),
-            prologue=prologue_info(
-                sched.program, lowered, partial(file_of, engine), baked=is_baked(engine)
-            ),
-            engine=engine,
-            dynamic=dynamic_info(batches, lowered),
-            equal_halves=sched.program.folded is not None,
-            decoder=(
-                None
-                if pictures is None
-                else decoder_info(
-                    pictures,
-                    lowered[DECODER],
-                    sched.program,
-                    file_of(engine, DECODER),
-                    baked=is_baked(engine),
-                )
-            ),
-        )
+        files = records(folder, {WEIGHTS_FILE: store.file})
+        manifest = manifest_of(ready, lowered, engine, files, wanted.name, precision)
         (folder / MANIFEST_FILE).write_text(manifest.to_json(), encoding="utf-8")
     return place
 

@@ -1,27 +1,38 @@
 """What a manifest says of a schedule: inputs, outputs, slots, buckets and their files."""
 
+from collections.abc import Mapping
+from functools import partial
+from importlib.metadata import version
+
 from ditc.passes import Bucket, Program, Slot
 from ditc.passes.graphs import dtype_name, flat_outputs
+from ditc.runtime.decoder import DECODER
 from ditc.runtime.manifest import (
+    AskedInfo,
     BucketInfo,
+    CurveInfo,
+    DecoderInfo,
     EngineInfo,
+    FileInfo,
     InputInfo,
+    Manifest,
     ModelInfo,
     OutputInfo,
     SlotInfo,
 )
 
+from .batching import dynamic_info
+from .calling import arguments_info, calls_info
+from .decoder import decoder_info
 from .engines import ENGINE
 from .lowered import Lowered
+from .parts import prologue_info
+from .preparing import Prepared
 
 __all__ = [
-    "bucket_info",
     "file_of",
-    "input_infos",
     "is_baked",
-    "model_info",
-    "output_infos",
-    "slot_info",
+    "manifest_of",
 ]
 
 GRAPH = ".onnx"
@@ -38,12 +49,12 @@ def file_of(engine: EngineInfo | None, graph: str) -> str:
     return f"{graph}{GRAPH if engine is None else ENGINE}"
 
 
-def model_info(program: Program) -> ModelInfo:
+def _model_info(program: Program) -> ModelInfo:
     """Return what was compiled."""
     return ModelInfo(program.identity.model, program.identity.config_sha256)
 
 
-def input_infos(program: Program) -> tuple[InputInfo, ...]:
+def _input_infos(program: Program) -> tuple[InputInfo, ...]:
     """Return the program's inputs."""
     return tuple(
         InputInfo(entry.name, entry.shape, dtype_name(entry.dtype), entry.role)
@@ -51,7 +62,7 @@ def input_infos(program: Program) -> tuple[InputInfo, ...]:
     )
 
 
-def output_infos(program: Program) -> tuple[OutputInfo, ...]:
+def _output_infos(program: Program) -> tuple[OutputInfo, ...]:
     """Return the program's outputs."""
     values = [node.meta["val"] for node in flat_outputs(program.graph_module.graph)]
     return tuple(
@@ -60,12 +71,12 @@ def output_infos(program: Program) -> tuple[OutputInfo, ...]:
     )
 
 
-def slot_info(slot: Slot, storage: int) -> SlotInfo:
+def _slot_info(slot: Slot, storage: int) -> SlotInfo:
     """Return a slot with the number of its storage."""
     return SlotInfo(slot.name, slot.site, slot.kind, slot.shape, dtype_name(slot.dtype), storage)
 
 
-def bucket_info(bucket: Bucket, lowered: Lowered, engine: EngineInfo | None) -> BucketInfo:
+def _bucket_info(bucket: Bucket, lowered: Lowered, engine: EngineInfo | None) -> BucketInfo:
     """Return what a bucket's graph takes, gives and computes."""
     return BucketInfo(
         name=bucket.name,
@@ -79,3 +90,56 @@ def bucket_info(bucket: Bucket, lowered: Lowered, engine: EngineInfo | None) -> 
         weights=() if is_baked(engine) else lowered.names,
         holds_timestep=bucket.timestep is not None,
     )
+
+
+def manifest_of(
+    ready: Prepared,
+    lowered: Mapping[str, Lowered],
+    engine: EngineInfo | None,
+    files: Mapping[str, FileInfo],
+    target: str,
+    precision: str,
+) -> Manifest:
+    """Return the manifest of a bundle.
+
+    Args:
+        ready: what was compiled.
+        lowered: its graphs, by name.
+        engine: what built their engines; None where they are graphs.
+        files: of the bundle, but for the manifest.
+        target: by name.
+        precision: as it was asked for.
+    """
+    sched, program, pictures = ready.sched, ready.sched.program, ready.pictures
+    return Manifest(
+        ditc=version("ditc"),
+        target=target,
+        precision=precision,
+        model=_model_info(program),
+        cfg=program.cfg,
+        steps=sched.steps,
+        inputs=_input_infos(program),
+        outputs=_output_infos(program),
+        slots=tuple(_slot_info(slot, sched.storages[slot.name]) for slot in sched.slots),
+        buckets=tuple(
+            _bucket_info(bucket, lowered[bucket.name], engine) for bucket in sched.buckets
+        ),
+        sampler=ready.table,
+        files=files,
+        curve=None if sched.curve is None else CurveInfo(sched.curve.costs, sched.curve.full),
+        asked=None if sched.asked is None else AskedInfo(sched.asked.key, sched.asked.steps),
+        calls=calls_info(sched),
+        arguments=arguments_info(sched),
+        prologue=prologue_info(program, lowered, partial(file_of, engine), baked=is_baked(engine)),
+        engine=engine,
+        dynamic=dynamic_info(ready.batches, lowered),
+        equal_halves=program.folded is not None,
+        decoder=None if pictures is None else _decoder(pictures, lowered[DECODER], program, engine),
+    )
+
+
+def _decoder(
+    pictures: Program, lowered: Lowered, program: Program, engine: EngineInfo | None
+) -> DecoderInfo:
+    file, baked = file_of(engine, DECODER), is_baked(engine)
+    return decoder_info(pictures, lowered, program, file, baked=baked)

@@ -14,7 +14,8 @@ from ditc.export.torch_network import NotConvertibleError
 from ditc.runtime.manifest import Manifest
 from ditc.tools import dryrun
 from ditc.tools.dryrun import Coverage, cover, main
-from ditc.tools.dryrun_graphs import CASES, SPARING, Case, Graph, graphs, zoo_cases
+from ditc.tools.dryrun_graphs import CASES, Case, Graph, graphs, zoo_cases
+from ditc.tools.method_plans import SPARING
 
 PYTHON = Path(__file__).parent.parent / ".venv-dryrun" / "bin" / "python"
 needs_environment = pytest.mark.skipif(

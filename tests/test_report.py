@@ -26,12 +26,13 @@ from ditc.tools.report_colours import METHODS, STYLES
 from ditc.tools.report_curve import curve_chart
 from ditc.tools.report_data import read_facts
 from ditc.tools.report_extras import read_bench, read_demo, read_pareto
-from ditc.tools.report_html import Extras, embedded, page
+from ditc.tools.report_html import Extras, page
 from ditc.tools.report_lanes import least_squares
 from ditc.tools.report_pareto import frontier
 from ditc.tools.report_plan import Costs, scaled
 from ditc.tools.report_png import heat_map_png
 from ditc.tools.report_points import Point
+from ditc.tools.report_script import embedded
 from ditc.tools.report_words import byte_size, label_parts, quantity, site_pattern
 
 from . import bundles, reports

@@ -1,27 +1,21 @@
-"""Arguments of the `ditc` command: those of commands that take many, and their types."""
+"""Arguments of the `ditc` command: those of commands that take many, or that several take."""
 
 import argparse
 from pathlib import Path
 
-from ditc.runtime.errors import DitcError, LoweringError
-from ditc.runtime.targets import PRECISIONS, WEIGHTS_MODES, parse_target
+from ditc.runtime.targets import PRECISIONS, WEIGHTS_MODES
 
-from .windows import WindowChoice, parse_window
+from .argument_types import batch_range, limit, positive, seed, target, variant, window
 
 __all__ = [
     "add_compare_options",
     "add_compile_options",
     "add_engine_options",
+    "add_json_option",
     "add_run_options",
     "add_search_options",
     "add_variant_option",
     "add_window_option",
-    "batch_range",
-    "limit",
-    "positive",
-    "seed",
-    "target",
-    "window",
 ]
 
 CLIP = "openai/clip-vit-large-patch14"
@@ -234,7 +228,7 @@ def add_compare_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--prompts", type=Path, help="text file, a line an image, for CLIP score")
     parser.add_argument("--clip", default=CLIP, help=f"folder or cached hub id ({CLIP})")
-    parser.add_argument("--json", action="store_true", help="for programs to read")
+    add_json_option(parser)
 
 
 def add_engine_options(parser: argparse.ArgumentParser) -> None:
@@ -256,58 +250,6 @@ def add_variant_option(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def seed(text: str) -> int:
-    """Return an integer of at least 0."""
-    value = int(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"{value} is below 0")
-    return value
-
-
-def positive(text: str) -> int:
-    """Return an integer of at least 1."""
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{value} is not at least 1")
-    return value
-
-
-def variant(text: str) -> tuple[str, int, int, Path]:
-    """Return name, height, width and plan of `512x768=plan.json`."""
-    name, equals, plan = text.partition("=")
-    height, cross, width = name.partition("x")
-    if not equals or not plan or not cross:
-        raise argparse.ArgumentTypeError(f"{text!r} is no variant: expected 512x512=plan.json")
-    return name, positive(height), positive(width), Path(plan)
-
-
-def batch_range(text: str) -> dict[str, tuple[int, int]]:
-    """Return the range of `batch=1..8`, both ends within it."""
-    name, equals, ends = text.partition("=")
-    least, dots, most = ends.partition("..")
-    if name != "batch" or not equals or not dots:
-        raise argparse.ArgumentTypeError(f"{text!r} is no range: expected batch=1..8")
-    return {"batch": (positive(least), positive(most))}
-
-
-def limit(text: str) -> int | str | None:
-    """Return a number of buckets, `knee`, or None for `all`."""
-    if text in ("knee", "all"):
-        return None if text == "all" else text
-    return positive(text)
-
-
-def target(text: str) -> str:
-    """Return a target that there is."""
-    try:
-        return str(parse_target(text))
-    except LoweringError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
-
-
-def window(text: str) -> WindowChoice:
-    """Return the window that a text names."""
-    try:
-        return parse_window(text)
-    except DitcError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
+def add_json_option(parser: argparse.ArgumentParser) -> None:
+    """Add whether JSON is printed."""
+    parser.add_argument("--json", action="store_true", help="for programs to read")

@@ -8,7 +8,6 @@ buckets of mixed methods in their place.
 import argparse
 import json
 import lzma
-import random
 import resource
 import sys
 import time
@@ -26,15 +25,14 @@ from ditc.export.library import find_library
 from ditc.export.lowered import Lowered
 from ditc.export.tensorrt import EngineJob, build_engines, decomposed_sites
 from ditc.export.weight_inputs import with_weight_inputs
-from ditc.passes import Bucket, Method, Plan, Program, Schedule, Window, schedule
+from ditc.passes import Bucket, Program, Schedule, Window, schedule
 from ditc.passes.fingerprint import program_digest
 from ditc.runtime.targets import parse_target
 
 from .large_models import LARGE, Large
+from .method_plans import SPARING, drawn_methods, each_method
 
-__all__ = ["bench_engines", "mixed", "uniform"]
-
-SPARING = ("wa-rs", "asc", "wa-rs+asc", "ast")
+__all__ = ["bench_engines"]
 
 
 @dataclass(frozen=True)
@@ -64,29 +62,6 @@ class Row:
     stored_bytes: int
     weight_bytes: int
     decomposed: int
-
-
-def uniform(program: Program, radius: int, wanted: Sequence[str] = SPARING) -> Plan:
-    """Return a plan whose steps use each method at every site they may be used at."""
-    methods = [m for m in wanted if program.cfg or not Method(m).shares_cfg]
-    rows = ["full", *(row for method in methods for row in (method, "full"))][:-1]
-    plan = Plan.uniform(program, len(rows), "full", window=Window(radius))
-    for step, method in enumerate(rows):
-        for site in plan.sites:
-            plan = plan.replace(step, site, method)
-    return plan
-
-
-def mixed(program: Program, radius: int, steps: int, seed: int = 0) -> Plan:
-    """Return a plan whose steps, but the first, use any method at any site; half of them `ast`."""
-    draw = random.Random(seed)
-    allowed = [m for m in ("full", *SPARING) if program.cfg or not Method(m).shares_cfg]
-    shares = [len(allowed) if method == "ast" else 1 for method in allowed]
-    plan = Plan.uniform(program, steps, "full", window=Window(radius))
-    for step in range(1, steps):
-        for site in plan.sites:
-            plan = plan.replace(step, site, draw.choices(allowed, shares)[0])
-    return plan
 
 
 def bench_engines(
@@ -126,8 +101,8 @@ def _schedule(
     model: Large, program: Program, buckets: int | None, methods: Sequence[str]
 ) -> Schedule:
     if buckets is None:
-        return schedule(program, uniform(program, model.radius, methods))
-    return schedule(program, mixed(program, model.radius, buckets))
+        return schedule(program, each_method(program, methods, Window(model.radius)))
+    return schedule(program, drawn_methods(program, buckets, Window(model.radius)))
 
 
 def _key(bucket: Bucket) -> str:

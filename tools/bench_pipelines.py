@@ -36,7 +36,7 @@ from ditc.passes import Plan, record, schedule
 from ditc.runtime import Bundle
 from ditc.runtime.diffusers import attach, detach
 
-from .arguments import positive
+from .argument_types import positive
 from .bench_decoder import full_size_autoencoder
 
 __all__ = ["FULL_SIZE", "FullSize", "main", "sampled"]

@@ -33,7 +33,7 @@ from ditc.passes.window import SiteWindow
 from ditc.runtime.errors import DitcError
 from ditc.runtime.sampler import SamplerTable
 
-from .arguments import positive
+from .argument_types import positive
 from .decisions import relative_loss
 from .demo import CALIBRATION, GUIDANCE_SCALE, SEED, STEPS
 from .models import demo_recording

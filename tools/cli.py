@@ -13,15 +13,16 @@ from typing import TypeAlias
 
 from ditc.runtime.errors import DitcError, install
 
+from .argument_types import positive
 from .arguments import (
     add_compare_options,
     add_compile_options,
     add_engine_options,
+    add_json_option,
     add_run_options,
     add_search_options,
     add_variant_option,
     add_window_option,
-    positive,
 )
 from .terminating import terminable
 
@@ -109,7 +110,7 @@ def _add_diff(commands: Commands) -> None:
     parser = commands.add_parser("diff", help="show how two plans differ")
     parser.add_argument("first", type=Path, metavar="A")
     parser.add_argument("second", type=Path, metavar="B")
-    parser.add_argument("--json", action="store_true", help="for programs to read")
+    add_json_option(parser)
     parser.set_defaults(run=_diff)
 
 
@@ -139,14 +140,14 @@ def _add_inspect(commands: Commands) -> None:
     )
     parser.add_argument("--schema", action="store_true", help="the JSON Schema of plan files")
     add_variant_option(parser)
-    parser.add_argument("--json", action="store_true", help="for programs to read")
+    add_json_option(parser)
     parser.set_defaults(run=_inspect)
 
 
 def _add_verify(commands: Commands) -> None:
     parser = commands.add_parser("verify", help="check a bundle's files and run every bucket once")
     parser.add_argument("bundle", type=Path)
-    parser.add_argument("--json", action="store_true", help="for programs to read")
+    add_json_option(parser)
     add_engine_options(parser)
     parser.set_defaults(run=_verify)
 
@@ -164,7 +165,7 @@ def _add_bench(commands: Commands) -> None:
     add_window_option(parser, "band")
     parser.add_argument("--samples", type=positive, help="--sites: at once (as the call makes)")
     parser.add_argument("--call", default="{}", help="--sites: the pipeline's arguments, JSON")
-    parser.add_argument("--json", action="store_true", help="for programs to read")
+    add_json_option(parser)
     add_engine_options(parser)
     parser.set_defaults(run=_bench, misused=parser.error)
 

@@ -10,7 +10,7 @@ import torch
 from ditc.passes import Plan, Schedule, schedule_cost
 from ditc.runtime import Bundle
 
-from .glyphs import CLASSES, GlyphFeatures, load_classifier, render_batch
+from .glyphs import CLASSES, GlyphFeatures, load_classifier, render_batch, share_read
 from .inspecting import bytes_by_part
 from .quality import Closeness, Figure, closeness, frechet_distance, lpips, small_sample
 from .timing import Timing
@@ -84,11 +84,10 @@ def figures_of(
     cost = schedule_cost(sched)
     classifier = load_classifier()
     labels = torch.arange(len(CLASSES))
-    with torch.no_grad():
-        accuracy = {
-            name: (classifier(torch.from_numpy(made)).argmax(-1) == labels).float().mean().item()
-            for name, made in images.items()
-        }
+    accuracy = {
+        name: share_read(classifier, torch.from_numpy(made), labels)
+        for name, made in images.items()
+    }
     return Report(
         attention_left=cost.attention_left,
         model_left=cost.model_left,

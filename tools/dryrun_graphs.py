@@ -1,6 +1,6 @@
 """Graphs to try a converter on: every kind of graph that compiling makes, of small models."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -9,18 +9,16 @@ from ditc.export.lowered import Lowered
 from ditc.export.parts import part_jobs
 from ditc.export.precision import in_precision
 from ditc.export.specialising import Specialisation
-from ditc.passes import Method, Plan, Program, capture, schedule
+from ditc.passes import Program, capture, schedule
 from ditc.passes.program import CfgLayout
-from ditc.passes.window import SiteWindow
 
+from .method_plans import each_method
 from .models import demo_recording
 from .windows import parse_window, windowed, with_windows
 from .zoo import ZOO
 from .zoo_entry import Tiny
 
 __all__ = ["CASES", "Case", "Graph", "graphs", "zoo_cases"]
-
-SPARING = ("asc", "wa-rs", "wa-rs+asc", "ast")
 
 
 @dataclass(frozen=True)
@@ -123,7 +121,7 @@ def graphs(case: Case) -> Iterator[Graph]:
         DitcError: if the model can't be captured, or compiled so.
     """
     program, windows = windowed(case.program(), parse_window(case.window))
-    sched = schedule(program, _plan(program, windows))
+    sched = schedule(program, with_windows(each_method(program), windows))
     sched = sched.on(in_precision(program, case.precision, None, _ignore))
     special = Specialisation(sched.steps, case.folds, case.guides, case.splits)
     sched = sched.on(special.of(sched.program))
@@ -133,17 +131,6 @@ def graphs(case: Case) -> Iterator[Graph]:
         yield Graph(case, bucket.name, f"{methods or 'full'}{kept}", partial(TORCH.lower, bucket))
     for job in part_jobs(sched.program, TORCH):
         yield Graph(case, job.name, "", job.make)
-
-
-def _plan(program: Program, windows: Mapping[str, SiteWindow]) -> Plan:
-    """Return a plan in which every method stands in a row, a full step before each."""
-    allowed = [m for m in SPARING if program.cfg or not Method(m).shares_cfg]
-    rows = ["full", *(row for method in allowed for row in (method, "full"))][:-1]
-    plan = with_windows(Plan.uniform(program, len(rows), "full"), windows)
-    for step, method in enumerate(rows):
-        for site in plan.sites:
-            plan = plan.replace(step, site, method)
-    return plan
 
 
 def _ignore(*_: object) -> None: ...

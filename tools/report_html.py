@@ -6,13 +6,12 @@ allows one script, by its hash, and no connection.
 
 import base64
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
-from .report_colours import METHODS, STYLES, css_variables
+from .report_colours import css_variables
 from .report_curve import curve_chart
 from .report_data import Facts
 from .report_extras import Demo, Latency
@@ -21,9 +20,10 @@ from .report_lanes import heat_map, lanes, latency_lane, least_squares, legend, 
 from .report_pareto import pareto_chart
 from .report_plan import Absent
 from .report_points import Point
+from .report_script import embedded, script_data
 from .report_words import byte_size, milliseconds, quantity, site_pattern
 
-__all__ = ["Extras", "embedded", "page"]
+__all__ = ["Extras", "page"]
 
 NO_BREAK = "\u00a0"
 ASSETS = Path(__file__).parent / "report_assets"
@@ -82,19 +82,11 @@ def page(facts: Facts, extras: Extras, ditc: str) -> str:
 <footer>Written by ditc {escape(ditc)}. One multiply-add is two FLOPs.</footer>
 </main>
 <div id="tip" role="status" aria-live="polite" hidden></div>
-<script type="application/json" id="data">{embedded(_data(facts, extras.bench))}</script>
+<script type="application/json" id="data">{embedded(script_data(facts, extras.bench))}</script>
 <script>{script}</script>
 </body>
 </html>
 """
-
-
-def embedded(value: object) -> str:
-    """Return JSON that can lie in a script element: nothing in it ends or opens an element."""
-    text = json.dumps(value, separators=(",", ":"), allow_nan=False)
-    for mark in "<>&":
-        text = text.replace(mark, f"\\u{ord(mark):04x}")
-    return text
 
 
 def _header(facts: Facts, name: str) -> str:
@@ -281,37 +273,3 @@ def _table(facts: Facts) -> str:
 def _head(title: str, words: str) -> str:
     note = f"<p>{words}</p>" if words else ""
     return f'<div class="head"><h2>{title}</h2>{note}</div>'
-
-
-def _data(facts: Facts, bench: Mapping[str, Latency] | None) -> dict[str, object]:
-    """Return what the script needs to say what lies under the pointer."""
-    index = {name: number for number, name in enumerate(METHODS)}
-    costs, searched = facts.costs, facts.searched
-    latency = None
-    if bench is not None and facts.buckets is not None:
-        timed = [bench[name] for name in facts.buckets]
-        scale = least_squares(facts.totals, [entry.median_ms for entry in timed])
-        latency = [
-            [entry.median_ms, entry.low_ms, entry.high_ms, total * scale]
-            for entry, total in zip(timed, facts.totals, strict=True)
-        ]
-    return {
-        "methods": list(METHODS),
-        "words": [style.words for style in STYLES.values()],
-        "sites": facts.sites,
-        "cells": [[index[name] for name in row] for row in facts.methods],
-        "totals": facts.totals,
-        "buckets": facts.buckets,
-        "rest": costs and costs.rest,
-        "full": costs and costs.full,
-        "spent": costs and costs.spent,
-        "losses": searched
-        and [
-            [[[index[name], loss] for name, loss in cell] for cell in row]
-            for row in searched.losses
-        ],
-        "thresholds": searched and searched.thresholds,
-        "target": searched and searched.target,
-        "gated": searched and [[index[name] for name in cell] for cell in searched.gated],
-        "latency": latency,
-    }
