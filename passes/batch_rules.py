@@ -5,7 +5,18 @@ import torch
 from .operators import CASTS, CONVOLUTIONS, LINEAR, MATMUL, SDPA, SOFTMAX
 from .window_nodes import WINDOWED
 
-__all__ = ["DROPS_AXIS", "FILLED", "KEEPING", "MIXED_AXES", "ON_AXIS", "REDUCING", "SIZED"]
+__all__ = [
+    "ALIGNED",
+    "DROPS_AXIS",
+    "FILLED",
+    "INDEXING",
+    "KEEPING",
+    "MIXED_AXES",
+    "ON_AXIS",
+    "REDUCING",
+    "SIZED",
+    "WRITING",
+]
 
 aten = torch.ops.aten
 
@@ -18,24 +29,28 @@ KEEPING = (
     aten.rms_norm.default,
     aten.contiguous.default,
     aten.clone.default,
-    aten.copy.default,
     aten.empty_like.default,
     aten.zeros_like.default,
     aten.ones_like.default,
     aten.full_like.default,
     aten.type_as.default,
-    aten.select_scatter.default,
-    aten.slice_scatter.default,
     aten.view_as_complex.default,
     aten.view_as_real.default,
     aten.constant_pad_nd.default,
     aten.pad.default,
     *CONVOLUTIONS,
-    SDPA,
-    *MATMUL,
-    aten.baddbmm.default,
-    *WINDOWED,
 )
+ALIGNED = (SDPA, *MATMUL, aten.baddbmm.default, *WINDOWED, aten.expand_as.default)
+"""Operators whose arguments' axes align from the right, as those of pointwise ones do."""
+WRITING: dict[object, tuple[int, ...]] = {
+    aten.copy.default: (0, 1),
+    aten.select_scatter.default: (0, 1),
+    aten.slice_scatter.default: (0, 1),
+    aten.index_copy.default: (0, 3),
+}
+"""Operators that write one argument into another, and the places of these two."""
+INDEXING: dict[object, tuple[int, ...]] = {aten.embedding.default: (1,)}
+"""Operators whose value has the axes of an index in front, and the place of that."""
 MIXED_AXES: dict[object, int] = {
     **dict.fromkeys((SDPA, *MATMUL, aten.baddbmm.default, *WINDOWED), 2),
     **{convolution: axes for axes, convolution in enumerate(CONVOLUTIONS, start=2)},

@@ -13,9 +13,7 @@ from ditc.runtime.errors import PassError
 from .program import Slot
 
 __all__ = [
-    "BATCH_AXIS",
     "BOTH_HALVES",
-    "LOST_AXIS",
     "ONE_HALF",
     "SLOT",
     "add_lookup",
@@ -40,10 +38,6 @@ ONE_HALF = "ditc.one_half"
 """Key that marks a value as that of one half, for both halves are the same."""
 BOTH_HALVES = "ditc.both_halves"
 """Key under which a value that was repeated for both halves keeps the axis of the batch."""
-BATCH_AXIS = "ditc.batch_axis"
-"""Key under which an input that a prologue makes keeps the axis of the batch: None if it doesn't
-depend on the batch, `LOST_AXIS` if the batch is lost among other axes."""
-LOST_AXIS = -1
 
 
 def weight(module: fx.GraphModule, target: str) -> torch.Tensor:

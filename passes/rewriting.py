@@ -55,7 +55,7 @@ def pipeline(
         ShareCfg(
             where(Method.ASC, Method.WA_RS_ASC),
             program.cfg or "cond-first",  # without halves no site shares them
-            program.latents.shape[0],
+            program.latents.name,
         ),
         ShareSteps(where(Method.AST)),
         RemoveDeadCode(),

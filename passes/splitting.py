@@ -13,9 +13,7 @@ from torch import fx
 from .counting import multiply_adds
 from .cutting import Cut, best_cut
 from .dependence import levels
-from .graphs import BATCH_AXIS, LOST_AXIS, copy_module, find, flat_outputs, weight
-from .halving import batch_axes
-from .identity import in_batch
+from .graphs import copy_module, find, flat_outputs, weight
 from .key_masks import joining
 from .program import Program, Site
 from .prologue import Part, Prologue, Value
@@ -56,7 +54,6 @@ def split_prologue(program: Program, steps: int, like: Program | None = None) ->
     ]
     from_step = [node for node in crossing if node in cut.step]
     main = _main(module, crossing)
-    _keep_axes(program, main)
     prologue = Prologue(
         prompt=_part(module, [], from_prompt) if from_prompt else None,
         step=_part(module, from_prompt, from_step) if from_step else None,
@@ -118,30 +115,6 @@ def _main(module: fx.GraphModule, crossing: Sequence[fx.Node]) -> fx.GraphModule
     verify(main)
     verify_values(main)
     return main
-
-
-def _keep_axes(program: Program, main: fx.GraphModule) -> None:
-    """Note at the values of the prologue where they hold the batch: shapes alone don't tell."""
-    graph = program.graph_module.graph
-    if not in_batch(program.cfg):
-        return
-    batch = program.latents.shape[0]
-    sources = [
-        node
-        for node in graph.find_nodes(op="placeholder")
-        if tuple(node.meta["val"].shape[:1]) == (batch,)
-    ]
-    axes = {node.name: axis for node, axis in batch_axes(graph, sources, batch).items()}
-    dependent = set(sources)
-    for node in graph.nodes:
-        if any(arg in dependent for arg in node.all_input_nodes):
-            dependent.add(node)
-    inputs = {entry.name for entry in program.inputs}
-    moving = {node.name for node in dependent}
-    for node in main.graph.find_nodes(op="placeholder"):
-        if node.name not in inputs:
-            lost = LOST_AXIS if node.name in moving else None
-            node.meta[BATCH_AXIS] = axes.get(node.name, lost)
 
 
 def _part(module: fx.GraphModule, given: Sequence[fx.Node], made: Sequence[fx.Node]) -> Part:

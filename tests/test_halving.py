@@ -47,6 +47,14 @@ def by_flatten(x: torch.Tensor) -> torch.Tensor:
     return x.flatten(0, 1).reshape(4, 25, HEADS, 8).transpose(1, 2)
 
 
+def by_repeat(x: torch.Tensor) -> torch.Tensor:
+    return by_view(x)[:, :, None].repeat(1, 1, 2, 1, 1).select(2, 1)
+
+
+def by_samples(x: torch.Tensor) -> torch.Tensor:
+    return by_view(x.unflatten(0, (4, 1)).flatten(0, 1))
+
+
 def scaled(x: torch.Tensor) -> torch.Tensor:
     return by_view(nn.functional.normalize(x, dim=-1) * torch.linspace(0.5, 1.5, 16))
 
@@ -116,7 +124,16 @@ def run(split, method: str) -> tuple[nn.Module, torch.Tensor]:
 
 @pytest.mark.parametrize(
     "split",
-    [by_view, by_unflatten, by_permute, by_chunks, by_squeeze, by_flatten],
+    [
+        by_view,
+        by_unflatten,
+        by_permute,
+        by_chunks,
+        by_squeeze,
+        by_flatten,
+        by_repeat,
+        by_samples,
+    ],
     ids=lambda split: split.__name__,
 )
 def test_layouts_of_heads(split) -> None:

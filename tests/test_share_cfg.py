@@ -51,7 +51,7 @@ transpose_2) [2, 2, 25, 8]
 
 def test_golden_graph() -> None:
     program = sample("small", "uncond-first").program
-    module, changed = rewritten(program, ShareCfg((site_of(program),), "uncond-first", 4))
+    module, changed = rewritten(program, ShareCfg((site_of(program),), "uncond-first", "x"))
     assert changes(program.graph_module.graph, module.graph) == GOLDEN
     assert changed == {"share-cfg": 1}
     verify_values(module)
@@ -60,7 +60,7 @@ def test_golden_graph() -> None:
 @pytest.mark.parametrize("cfg", LAYOUTS)
 def test_value_is_the_conditional_halfs_output_twice(cfg: str) -> None:
     model = sample("small", cfg)
-    module, _ = rewritten(model.program, ShareCfg((site_of(model.program),), cfg, 4))
+    module, _ = rewritten(model.program, ShareCfg((site_of(model.program),), cfg, "x"))
     chosen = slice(0, 2) if cfg == "cond-first" else slice(2, 4)
     handle = model.module.attentions[0].register_forward_hook(
         lambda _, __, output: output[chosen].repeat(2, 1, 1)
@@ -77,7 +77,7 @@ def test_a_residual_kept_at_a_shared_step_serves_both_halves() -> None:
     program = sample("merged-heads", "cond-first").program
     site = site_of(program)
     keep = KeepSlots((site,), (site,), {site.name: Window(3)})
-    module, _ = rewritten(program, keep, ShareCfg((site,), "cond-first", 4))
+    module, _ = rewritten(program, keep, ShareCfg((site,), "cond-first", "x"))
     _, output, residual = module(*program.bind(models.plain_kwargs(1)))
     assert (output.shape, residual.shape) == ((4, 25, 16), (8, 25, 8))
     assert torch.equal(output[:2], output[2:])
@@ -86,7 +86,7 @@ def test_a_residual_kept_at_a_shared_step_serves_both_halves() -> None:
 
 def test_the_empty_bias_of_a_written_out_product_is_halved_too() -> None:
     program = sample("merged-heads", "cond-first").program
-    module, _ = rewritten(program, ShareCfg((site_of(program),), "cond-first", 4))
+    module, _ = rewritten(program, ShareCfg((site_of(program),), "cond-first", "x"))
     (product, _) = [node for node in module.graph.nodes if "baddbmm" in node.name]
     assert [tuple(arg.meta["val"].shape) for arg in product.args] == [
         (4, 25, 25),
@@ -170,7 +170,7 @@ def test_unknown_operators_are_refused_by_name() -> None:
 def test_a_second_run_changes_nothing(name: str) -> None:
     program = sample(name, "cond-first").program
     sites = tuple(site for site in program.sites if site.eligible)
-    share = ShareCfg(sites, "cond-first", 4)
+    share = ShareCfg(sites, "cond-first", program.latents.name)
     module, changed = rewritten(program, share)
     before = str(module.graph)
     assert changed == {"share-cfg": len(sites)}

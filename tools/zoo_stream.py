@@ -255,7 +255,7 @@ STREAM = (
             "axes_lens": [128, 32, 32],
         },
         _z_image,
-        cfg=None,
+        cfg="cond-first",
         latents="x",
         timestep="t",
     ),
