@@ -75,10 +75,10 @@ def compile(  # noqa: A001 (the contract's name)
         cache: folder that keeps graphs, so that only what changed is built again, and a build
             that was killed goes on where it was; `~/.cache/ditc` if None.
         jobs: graphs to build at once, each in a process; as many as there are cores if None.
-        calibration: inputs to run the model on before it is made fp16, by input name, so that
-            values which that can't hold stay in fp32; those it was captured with if None.
         log: told, a line each, which graphs were built and which were found in the cache; of
             engines also how long they took and which sites have no dedicated kernel.
+        calibration: inputs to run the model on before it is made fp16, by input name, so that
+            values which that can't hold stay in fp32; those it was captured with if None.
         prologue: whether what doesn't depend on the latents leaves the steps, as far as it is
             worth what is kept for it.
         weights: `inputs` for engines that take their weights from the bundle's one store; `baked`

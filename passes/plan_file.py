@@ -122,12 +122,17 @@ def _check_grids(plan: Plan) -> None:
 
 
 def _cells(value: object, steps: int, sites: tuple[str, ...]) -> tuple[Mapping[str, Method], ...]:
-    rows = read_list(value, "cells")
-    if len(rows) != steps:
-        raise PlanError(f"cells: expected {steps} steps, found {len(rows)}")
+    rows = _rows(value, "cells", steps)
     if steps * len(sites) > MAX_CELLS:
         raise PlanError(f"cells: {steps * len(sites)} are more than {MAX_CELLS}")
     return tuple(_row(row, step, sites) for step, row in enumerate(rows))
+
+
+def _rows(value: object, where: str, steps: int) -> list[object]:
+    rows = read_list(value, where)
+    if len(rows) != steps:
+        raise PlanError(f"{where}: expected {steps} steps, found {len(rows)}")
+    return rows
 
 
 def _row(value: object, step: int, sites: tuple[str, ...]) -> Mapping[str, Method]:
@@ -228,9 +233,7 @@ def _tried(value: object, where: str) -> Tried:
 
 
 def _losses(value: object, steps: int, sites: tuple[str, ...]) -> tuple[Mapping[str, Losses], ...]:
-    rows = read_list(value, "losses")
-    if len(rows) != steps:
-        raise PlanError(f"losses: expected {steps} steps, found {len(rows)}")
+    rows = _rows(value, "losses", steps)
     return tuple(_loss_row(row, step, sites) for step, row in enumerate(rows))
 
 

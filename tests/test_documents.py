@@ -59,6 +59,17 @@ def test_modules_and_options_exist(document: Path) -> None:
         assert option in known, option
 
 
+def test_every_option_of_the_command_is_told() -> None:
+    text = "".join(document.read_text(encoding="utf-8") for document in DOCUMENTS)
+    told = set(re.findall(r"--[a-z][a-z-]*", text))
+    (commands,) = (a for a in cli._parser()._actions if isinstance(a, argparse._SubParsersAction))
+    for name, parser in commands.choices.items():
+        assert f"ditc {name}" in text
+        for action in parser._actions:
+            flags = {flag for flag in action.option_strings if flag.startswith("--")}
+            assert not flags or flags & {*told, "--help", "--out"}, f"{name} {flags}"
+
+
 @pytest.mark.parametrize("document", DOCUMENTS, ids=named)
 def test_no_placeholder_and_links_lead_to_files(document: Path) -> None:
     text = document.read_text(encoding="utf-8")

@@ -8,6 +8,7 @@ from pathlib import Path
 from ditc.passes import Identity, Method, Plan, Program
 from ditc.passes.identity import CFG_LAYOUTS, compatible
 from ditc.passes.liveness import kept_residuals
+from ditc.passes.plan_fields import read_text
 from ditc.passes.window import SiteWindow
 from ditc.passes.window_file import read_window
 from ditc.runtime.errors import BundleError, DitcError, PlanError
@@ -18,7 +19,6 @@ from ditc.runtime.fields import (
     read_mapping,
     read_number,
     read_shape,
-    read_string,
 )
 
 __all__ = ["Latencies", "SiteLatency"]
@@ -193,18 +193,19 @@ def _parse(record: object) -> Latencies:
         raise PlanError(f"site {name!r} is in one of windows and sites, expected both; {AGAIN}")
     threads = top["threads"]
     return Latencies(
-        target=_text(top["target"], "target"),
+        target=read_text(top["target"], "target"),
         threads=None if threads is None else read_integer(threads, "threads", 1, 2**31),
         batch=read_integer(top["batch"], "batch", 1, 2**31),
         identity=Identity(
-            _text(held["model"], "for.model"), _text(held["config_sha256"], "for.config_sha256")
+            read_text(held["model"], "for.model"),
+            read_text(held["config_sha256"], "for.config_sha256"),
         ),
         latents=read_shape(held["latents"], "for.latents"),
         cfg=read_choice(held["cfg"], "for.cfg", LAYOUTS),
         windows={name: read_window(value, f"windows.{name}") for name, value in windows.items()},
         step_ms=_ms(top["step_ms"], "step_ms"),
         sites={name: _site(value, f"sites.{name}") for name, value in sites.items()},
-        ditc=_text(top["ditc"], "ditc"),
+        ditc=read_text(top["ditc"], "ditc"),
     )
 
 
@@ -236,17 +237,10 @@ def _ms(value: object, where: str) -> float:
     return ms
 
 
-def _text(value: object, where: str) -> str:
-    text = read_string(value, where)
-    if not text or not text.isprintable():
-        raise PlanError(f"{where}: expected printable text, found {text!r}")
-    return text
-
-
 def _named(value: object, where: str) -> dict[str, object]:
     found = read_mapping(value, where)
     for name in found:
-        _text(name, f"{where}: name of a site")
+        read_text(name, f"{where}: name of a site")
     if not found:
         raise PlanError(f"{where}: names no site; {AGAIN}")
     return found
