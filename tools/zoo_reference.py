@@ -1,7 +1,8 @@
 """The five methods in eager torch, for any model: every attention that it calls is intercepted.
 
 Independent of the passes: the model's own code runs, in fp64 as far as it stays there; windows are
-masks over full attention; the latest output and residual are kept always, needed or not.
+masks over full attention; the latest output and residual are kept always, needed or not. Attention
+that a model writes out is a softmax that is multiplied with something.
 """
 
 import copy
@@ -18,6 +19,8 @@ __all__ = ["Intercepted", "arrow_mask"]
 
 ATTENTION: Callable[..., object] = functional.scaled_dot_product_attention
 LINEAR: Callable[..., object] = functional.linear
+SOFTMAX = frozenset({torch.Tensor.softmax, torch.softmax, functional.softmax})
+PRODUCTS = frozenset({torch.Tensor.__matmul__, torch.Tensor.matmul, torch.matmul, torch.bmm})
 NORM: Callable[..., object] = torch.linalg.vector_norm
 HIDDEN = -1e6
 """Of keys that the model hides; a query that a window shows no others sees these."""
@@ -85,6 +88,7 @@ class Intercepted(TorchFunctionMode):
         self.step = 0
         self._left = iter(sites)
         self.seen: set[str] = set()
+        self._scores: list[tuple[object, Heads]] = []
         paths = dict(self.module.named_modules())
         for site in windows:
             if site in paths and not fused:
@@ -96,7 +100,7 @@ class Intercepted(TorchFunctionMode):
         Raises:
             ValueError: if it doesn't call the attention of a site.
         """
-        self.step, self._left, self.seen = step, iter(self.sites), set()
+        self.step, self._left, self.seen, self._scores = step, iter(self.sites), set(), []
         with torch.no_grad(), self:
             returned = self.module(**pytree.tree_map(_double, dict(kwargs)))
         missed = sorted(self.windows.keys() - self.seen)
@@ -118,16 +122,32 @@ class Intercepted(TorchFunctionMode):
             given["dtype"] = torch.float64  # of numbers in fp64, which it must not narrow
         if func is LINEAR:
             return func(*_widened(args), **given)
+        if func in SOFTMAX:
+            self._scores.append((func(*args, **given), _heads(args[0])))
+            return self._scores[-1][0]
+        if func in PRODUCTS:
+            return self._product(func, _heads(args[0]), _heads(args[1]))
         if func is not ATTENTION:
             return func(*args, **given)
         names = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
         given = {**dict(zip(names, args, strict=False)), **given}
-        shape = tuple(_heads(given[name]).shape[-2] for name in ("query", "key"))
-        site = next((name for name, *tokens in self._left if tuple(tokens) == shape), "")
+        site = self._next(*(_heads(given[name]).shape[-2] for name in ("query", "key")))
         if site not in self.windows:
             return func(**given)
+        return self._site(site, _scores(given), _heads(given["value"]))
+
+    def _product(self, func: Callable[..., object], first: Heads, second: Heads) -> object:
+        scores = next((scores for made, scores in self._scores if made is first), None)
+        site = "" if scores is None else self._next(*scores.shape[-2:])
+        if scores is None or site not in self.windows:
+            return func(first, second)
+        return self._site(site, scores, second)
+
+    def _next(self, queries: int, keys: int) -> str:
+        """Return the next site of that many queries and keys."""
+        site = next((name for name, *sizes in self._left if sizes == [queries, keys]), "")
         self.seen.add(site)
-        return self._site(site, given)
+        return site
 
     def _returned(self, site: str, module: object, args: object, output: object) -> object:
         """Share what a module of attention returns, which its gates have a part in."""
@@ -140,29 +160,22 @@ class Intercepted(TorchFunctionMode):
         self.states[site].returned = output
         return output
 
-    def _site(self, site: str, given: dict[str, object]) -> Heads:
+    def _site(self, site: str, scores: torch.Tensor, value: Heads) -> Heads:
         method = self.cells[self.step].get(site, "full")
         state = self.states[site]
         if method == "ast":
             assert state.output is not None
             return state.output
         shares = "asc" in method
-        parts = [_heads(given[name]) for name in ("query", "key", "value")]
         if shares:
-            parts = [self._conditional(part) for part in parts]
-        mask = self._visible(site, parts[0].shape[-2])
-        scale = given.get("scale")
-        factor = float(scale) if isinstance(scale, int | float) else parts[0].shape[-1] ** -0.5
-        bias = given.get("attn_mask")
-        if shares and isinstance(bias, torch.Tensor) and bias.dim() > 2 and len(bias) > 1:
-            bias = self._conditional(bias)
-        windowed = _attend(parts, mask, factor, bias)
+            scores, value = self._conditional(scores), self._conditional(value)
+        windowed = _attend(scores, value, self._visible(site, scores.shape[-2]))
         if "wa-rs" in method:
             assert state.residual is not None
             kept = self._conditional(state.residual) if shares else state.residual
             output = windowed + kept
         else:
-            output = _attend(parts, torch.ones_like(mask), factor, bias)
+            output = _attend(scores, value, torch.ones_like(scores, dtype=torch.bool))
             state.residual = self._both(output - windowed, shares)
         state.output = self._both(output, shares)
         return state.output
@@ -181,25 +194,28 @@ class Intercepted(TorchFunctionMode):
         return torch.cat([x, x]) if shared else x
 
 
-def _attend(parts: Sequence[Heads], mask: torch.Tensor, scale: float, bias: object) -> Heads:
-    """Attend under a mask, and under what the model masks or adds to the scores."""
-    query, key, value = parts
-    groups = query.shape[-3] // key.shape[-3] if query.dim() > 3 else 1
-    if groups > 1:
-        key, value = (
-            torch.cat(
-                [part[..., h : h + 1, :, :] for h in range(part.shape[-3]) for _ in range(groups)],
-                dim=-3,
-            )
-            for part in (key, value)
-        )
-    scores = torch.einsum("...qd,...kd->...qk", query, key) * scale
+def _scores(given: Mapping[str, object]) -> torch.Tensor:
+    """Return scaled scores of query and key, and what the model hides or adds among them."""
+    query, key = _heads(given["query"]), _grouped(_heads(given["key"]), _heads(given["query"]))
+    scale, bias = given.get("scale"), given.get("attn_mask")
+    factor = float(scale) if isinstance(scale, int | float) else query.shape[-1] ** -0.5
+    scores = torch.einsum("...qd,...kd->...qk", query, key) * factor
     if isinstance(bias, torch.Tensor) and bias.dtype is torch.bool:
-        scores = scores + (~bias) * HIDDEN
-    elif isinstance(bias, torch.Tensor):
-        scores = scores + bias
+        return scores + (~bias) * HIDDEN
+    return scores + bias if isinstance(bias, torch.Tensor) else scores
+
+
+def _attend(scores: torch.Tensor, value: Heads, mask: torch.Tensor) -> Heads:
+    """Attend where a mask shows keys."""
     weights = torch.softmax(scores.masked_fill(~mask, float("-inf")), dim=-1)
-    return torch.einsum("...qk,...kd->...qd", weights, value)
+    return torch.einsum("...qk,...kd->...qd", weights, _grouped(value, scores))
+
+
+def _grouped(part: Heads, like: torch.Tensor) -> Heads:
+    """Return keys or values with each head as often as query heads share it."""
+    groups = like.shape[-3] // part.shape[-3] if like.dim() > 3 else 1
+    heads = [part[..., h : h + 1, :, :] for h in range(part.shape[-3]) for _ in range(groups)]
+    return torch.cat(heads, dim=-3) if groups > 1 else part
 
 
 def _heads(value: object) -> Heads:
