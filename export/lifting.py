@@ -26,6 +26,7 @@ from .site_names import mark_sites
 from .split_complex import SplitComplex
 from .tensors import NAMES, constant_name, raw_bytes
 from .transpose_weights import TransposeWeights
+from .write_out_qr import WriteOutQr
 
 __all__ = ["INLINE_BYTES", "interface", "lift", "lift_constants", "standardised"]
 
@@ -37,6 +38,7 @@ CASTS = ("float16", "bfloat16", "float32")
 
 def _pipeline(windows: Pass) -> tuple[Pass, ...]:
     return (
+        WriteOutQr(),
         FoldConstants(),
         SplitComplex(),
         ChooseByLogic(),
