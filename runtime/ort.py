@@ -1,6 +1,6 @@
 """Run buckets in ONNX Runtime: one session a bucket, one copy of the weights, slots in place.
 
-On the CPU the sessions share what they can. Weights are OrtValues over one memory map and are not
+On the CPU the sessions share what they can. Matrices are OrtValues over one memory map and are not
 prepacked, since ONNX Runtime packs a copy for every session. One arena serves the activations of
 all sessions. Threads of idle sessions sleep and don't spin.
 """
@@ -41,6 +41,8 @@ DEVICES = {
     "DmlExecutionProvider": "dml",
 }
 FATAL_ONLY = 4
+MATRIX = 2
+"""Axes of what a projection multiplies with."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,8 @@ class OrtBackend:
         check_weights(manifest, weights)
         check_precision(manifest, self.providers)
         device = DEVICES.get(self.providers[0], "cpu")
-        values = _place_weights(ort, {name: weights[name] for name in sorted(used)}, device)
+        shared = {name: weights[name] for name in sorted(used) if _is_shared(weights[name])}
+        values = _place_weights(ort, shared, device)
         sessions = {
             bucket.name: self._open_session(ort, root, bucket, values) for bucket in manifest.graphs
         }
@@ -96,7 +99,7 @@ class OrtBackend:
         self, ort: ModuleType, root: Path, bucket: Graph, values: Mapping[str, "OrtValue"]
     ) -> "InferenceSession":
         options = self._options(ort, root)
-        for name in bucket.weights:
+        for name in sorted(values.keys() & set(bucket.weights)):
             options.add_initializer(name, values[name])
         graph = (root / bucket.graph).read_bytes()
         try:
@@ -227,6 +230,16 @@ def _register_shared_arena() -> None:
     ort.create_and_register_allocator(
         memory, ort.OrtArenaCfg({"arena_extend_strategy": as_requested})
     )
+
+
+def _is_shared(weight: Array) -> bool:
+    """Whether sessions are handed a weight, which they then all have in one place.
+
+    The others they map from the bundle's store themselves. What is broadcast, as a table of
+    angles `[1, 1, tokens, head_dim]`, ONNX Runtime may turn when it moves transposes past it: it
+    turns its own copy, but goes on to compute with what it was handed.
+    """
+    return weight.ndim == MATRIX
 
 
 def _place_weights(

@@ -24,6 +24,7 @@ from .bundles import (
     INPUTS,
     OUTPUT,
     RESIDUAL,
+    SHAPE,
     Floats,
     Reference,
     arrays_for,
@@ -31,7 +32,9 @@ from .bundles import (
     make_manifest,
     make_model,
     make_weights,
+    output_info,
     save_weights,
+    value_of,
     write_bundle,
     write_manifest,
 )
@@ -82,6 +85,32 @@ def test_outputs_are_not_overwritten_by_the_next_run(tmp_path: Path) -> None:
     second = engine.run(arrays_for(1))["sample"]
     np.testing.assert_array_equal(first, kept)
     assert not np.array_equal(first, second)
+
+
+def test_tables_that_onnxruntime_turns_are_not_handed_over(tmp_path: Path) -> None:
+    """Between two transposes it turns what is broadcast, and drops them."""
+    rows, columns = SHAPE[1], SHAPE[3]
+    table = np.random.default_rng(3).standard_normal((1, 1, rows, columns)).astype(np.float32)
+    offsets = save_weights(tmp_path / "weights.safetensors", {"table": table})
+    nodes = [
+        helper.make_node("Transpose", ["hidden_states"], ["turned"], perm=[0, 2, 1, 3]),
+        helper.make_node("Mul", ["turned", "table"], ["scaled"]),
+        helper.make_node("Transpose", ["scaled"], ["sample"], perm=[0, 2, 1, 3]),
+    ]
+    held = external("table", table, offsets["table"])
+    inputs = [value_of(info) for info in INPUTS]
+    graph = helper.make_graph(nodes, "turning", inputs, [value_of(output_info(False))], [held])
+    (tmp_path / "full.onnx").write_bytes(make_model(graph))
+    manifest = make_manifest(sampler=None)
+    bucket = replace(
+        manifest.buckets[0], reads=(), writes=(), weights=("table",), steps=tuple(range(5))
+    )
+    weights = map_tensors(tmp_path / "weights.safetensors")
+    alone = replace(manifest, buckets=(bucket,), slots=())
+    engine = OrtBackend(threads=1).load(tmp_path, alone, weights)["full"]
+    arrays = arrays_for(0)
+    expected = arrays["hidden_states"] * table.transpose(0, 2, 1, 3)
+    np.testing.assert_array_equal(engine.run(arrays)["sample"], expected)
 
 
 @pytest.mark.parametrize("prepack", [True, False])
