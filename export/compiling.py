@@ -26,8 +26,8 @@ from .library import find_library, find_window_kernel
 from .lowering import lowered_graphs
 from .onnx import save
 from .preparing import Limits, prepared
+from .sources import write_sources
 from .specialising import Specialisation
-from .variants import write_sources
 from .weights import entries, merge, write_store
 
 __all__ = ["compile"]

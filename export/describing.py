@@ -128,6 +128,7 @@ def manifest_of(
         files=files,
         curve=None if sched.curve is None else CurveInfo(sched.curve.costs, sched.curve.full),
         asked=None if sched.asked is None else AskedInfo(sched.asked.key, sched.asked.steps),
+        rows=ready.rows,
         calls=calls_info(sched),
         arguments=arguments_info(sched),
         prologue=prologue_info(program, lowered, partial(file_of, engine), baked=is_baked(engine)),

@@ -7,6 +7,7 @@ import torch
 
 from ditc.passes import Program, Schedule
 from ditc.passes.limiting import within
+from ditc.passes.picked_rows import picked_rows
 from ditc.runtime.errors import LoweringError
 from ditc.runtime.sampler import SamplerTable
 
@@ -40,12 +41,14 @@ class Prepared:
         table: coefficients of its sampler, if it has one.
         pictures: the captured decoder, if there is one.
         batches: the batch sizes that it serves, None for the captured one alone.
+        rows: of the tables that inputs pick rows of, by input.
     """
 
     sched: Schedule
     table: SamplerTable | None
     pictures: Program | None
     batches: Batches | None
+    rows: Mapping[str, int]
 
 
 def prepared(
@@ -86,7 +89,8 @@ def prepared(
     )
     if special.holds:
         fits = _holding(fits, table, dynamic)
-    return Prepared(fits, table, pictures, None if batches is None else batches.of(fits))
+    ready = None if batches is None else batches.of(fits)
+    return Prepared(fits, table, pictures, ready, picked_rows(sched.program))
 
 
 def _holding(sched: Schedule, table: SamplerTable | None, dynamic: Dynamic) -> Schedule:

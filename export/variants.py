@@ -1,17 +1,16 @@
 """Weight variants: a fine-tuned checkpoint into a bundle, whose graphs stay as they are."""
 
 import hashlib
-import json
 import shutil
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, replace
+from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import torch
 
+from ditc.passes import Plan
 from ditc.passes.graphs import dtype_name
-from ditc.passes.program import Program
 from ditc.runtime.engine_info import EngineInfo
 from ditc.runtime.errors import BundleError, CaptureError
 from ditc.runtime.files import PLAN_FILE, SOURCES_FILE, WEIGHTS_FILE, check_files, read_text
@@ -21,32 +20,15 @@ from ditc.runtime.variants import read_index, read_manifest
 from .bundle import records, staged
 from .checkpoint import Checkpoint
 from .describing import is_baked
-from .lowered import Lowered, Source
+from .lowered import Source
 from .refitting import refit_engines
+from .sources import Parameter, Sources, read_sources
 from .weights import Entry, Store, write_store
 
-__all__ = ["swap_weights", "write_sources"]
+__all__ = ["swap_weights"]
 
 ELSEWHERE = ", on other weights"
 """What the origin of a plan says behind the search, once the weights were swapped."""
-
-
-def write_sources(path: Path, program: Program, lowered: Iterable[Lowered]) -> None:
-    """Write which parameter each stored weight is, and every parameter's shape and dtype."""
-    sources = {name: source for part in lowered for name, source in part.weights.items()}
-    parameters = dict(program.graph_module.named_parameters(remove_duplicate=False))
-    record = {
-        "parameters": {
-            name: {"shape": list(value.shape), "dtype": dtype_name(value.dtype)}
-            for name, value in sorted(parameters.items())
-        },
-        "weights": {
-            name: asdict(source)
-            for name, source in sorted(sources.items())
-            if source.target in parameters
-        },
-    }
-    path.write_text(json.dumps(record, indent=1, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def swap_weights(bundle: str | Path, checkpoint: str | Path, out_dir: str | Path) -> Path:
@@ -80,7 +62,7 @@ def swap_weights(bundle: str | Path, checkpoint: str | Path, out_dir: str | Path
     check_files(root, listed)
     baked = next((m.engine for m in manifests if is_baked(m.engine)), None)
     record = _sources(root, listed, baked)
-    tensors = _checkpoint(given, record["parameters"])
+    tensors = _checkpoint(given, record.parameters)
     place = Path(out_dir)
     with staged(place) as folder:
         for path in listed:
@@ -88,14 +70,15 @@ def swap_weights(bundle: str | Path, checkpoint: str | Path, out_dir: str | Path
                 shutil.copyfile(root / path, folder / path)
         stores: dict[str, FileInfo] = {}
         if baked is not None:
-            refit_engines(folder, baked, _weights(record["weights"]), tensors)
+            refit_engines(folder, baked, record.weights, tensors)
         else:
-            store = _swap(root / WEIGHTS_FILE, folder / WEIGHTS_FILE, record["weights"], tensors)
+            store = _swap(root / WEIGHTS_FILE, folder / WEIGHTS_FILE, record.weights, tensors)
             stores[WEIGHTS_FILE] = store.file
         with given.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         for manifest in manifests:
-            _mark_plan(folder / manifest.file(PLAN_FILE))
+            if manifest.file(PLAN_FILE) in listed:
+                _mark_plan(folder / manifest.file(PLAN_FILE))
         files = records(folder, stores)
         for manifest in manifests:
             own = {path: files[path] for path in manifest.files}
@@ -111,9 +94,7 @@ def _write(path: Path, text: str) -> None:
     path.write_text(text, encoding="utf-8")
 
 
-def _sources(
-    root: Path, listed: Mapping[str, FileInfo], baked: EngineInfo | None
-) -> Mapping[str, Mapping[str, Mapping[str, object]]]:
+def _sources(root: Path, listed: Mapping[str, FileInfo], baked: EngineInfo | None) -> Sources:
     if baked is not None and not baked.refittable:
         raise BundleError(
             f"{root}: its engines hold their weights and can't be refitted; compile it again, with "
@@ -121,13 +102,10 @@ def _sources(
         )
     if SOURCES_FILE not in listed or (baked is None and WEIGHTS_FILE not in listed):
         raise BundleError(f"{root}: doesn't say where its weights come from; compile it again")
-    found: Mapping[str, Mapping[str, Mapping[str, object]]] = json.loads(
-        read_text(root, SOURCES_FILE)
-    )
-    return found
+    return read_sources(read_text(root, SOURCES_FILE))
 
 
-def _checkpoint(path: Path, parameters: Mapping[str, Mapping[str, object]]) -> Checkpoint:
+def _checkpoint(path: Path, parameters: Mapping[str, Parameter]) -> Checkpoint:
     """Return a checkpoint that holds the parameters of a bundle's model, and nothing else."""
     try:
         checkpoint = Checkpoint(path)
@@ -141,10 +119,10 @@ def _checkpoint(path: Path, parameters: Mapping[str, Mapping[str, object]]) -> C
                 "whole model first"
             )
         shape, dtype = list(shapes[name]), dtype_name(dtypes[name])
-        if shape != expected["shape"] or dtype != expected["dtype"]:
+        if shape != list(expected.shape) or dtype != expected.dtype:
             raise BundleError(
-                f"{path}: {name} is {dtype} {shape}, the bundle's model has {expected['dtype']} "
-                f"{expected['shape']}; convert it, or compile that model"
+                f"{path}: {name} is {dtype} {shape}, the bundle's model has {expected.dtype} "
+                f"{list(expected.shape)}; convert it, or compile that model"
             )
     strangers = sorted(set(shapes) - set(parameters))
     if strangers:
@@ -157,11 +135,11 @@ def _checkpoint(path: Path, parameters: Mapping[str, Mapping[str, object]]) -> C
 def _swap(
     old: Path,
     new: Path,
-    weights: Mapping[str, Mapping[str, object]],
+    sources: Mapping[str, Source],
     tensors: Checkpoint,
 ) -> Store:
     """Write a store like the old one with a checkpoint's weights in it."""
-    held, sources = Checkpoint(old), _weights(weights)
+    held = Checkpoint(old)
 
     def read(name: str) -> torch.Tensor:
         source = sources.get(name)
@@ -174,21 +152,9 @@ def _swap(
     return write_store(parts, new)
 
 
-def _weights(entries: Mapping[str, Mapping[str, object]]) -> dict[str, Source]:
-    """Return where each stored weight comes from."""
-    return {
-        name: Source(str(entry["target"]), bool(entry["transposed"]), _cast(entry["dtype"]))
-        for name, entry in entries.items()
-    }
-
-
-def _cast(value: object) -> str | None:
-    return None if value is None else str(value)
-
-
 def _mark_plan(path: Path) -> None:
-    plan = json.loads(path.read_text(encoding="utf-8"))
-    found = plan["found"]
-    if found is not None and not found["search"].endswith(ELSEWHERE):
-        found["search"] += ELSEWHERE
-    path.write_text(json.dumps(plan, indent=1) + "\n", encoding="utf-8")
+    plan = Plan.load(path)
+    if plan.origin is None or plan.origin.search.endswith(ELSEWHERE):
+        return
+    found = replace(plan.origin, search=plan.origin.search + ELSEWHERE)
+    replace(plan, origin=found).save(path)

@@ -2,11 +2,14 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from os.path import realpath
 from pathlib import Path
+from threading import Lock
 
 import numpy as np
 import numpy.typing as npt
 
+from .agreement import check_plan
 from .backends import backend_of
 from .batches import count, limited, repeated, resized, samples_of
 from .binding import bind, resize
@@ -36,11 +39,12 @@ from .guidance import (
     learned_variance,
 )
 from .held import check_held_timestep
-from .inputs import as_array, check_array, check_finite, check_names
+from .inputs import as_array, check_array, check_finite, check_names, check_rows
 from .manifest import WEIGHTS_FILE, Manifest
 from .recorded import read_recorded
 from .sampler import SamplerState
 from .slots import SlotLedger
+from .turns import alone
 from .variants import read_manifest
 from .weights import map_tensors
 
@@ -50,7 +54,7 @@ Callback = Callable[[int, int, Latents], None]
 
 
 class Bundle:
-    """A compiled denoiser and its sampler, ready to run. Not for several threads at once.
+    """A compiled denoiser and its sampler, ready to run; one thread at a time, others are refused.
 
     Attributes:
         manifest: what the bundle says of itself.
@@ -68,6 +72,7 @@ class Bundle:
         self._recorded = recorded
         self._load = load
         self._decoder: Engine | None = None
+        self._turn = Lock()
         self._ledger = SlotLedger(manifest.runs, manifest.storages)
         self._numbers = {(run.step, run.call): n for n, run in enumerate(manifest.runs)}
         self._sized = manifest
@@ -107,7 +112,7 @@ class Bundle:
             EngineError: if the inference engine or a provider isn't there or gave way to another,
                 or the GPU or its driver are others than the engines were built for.
         """
-        root = Path(path).resolve()
+        root = Path(realpath(path))  # Path.resolve fails in its own way where links go round
         if not root.is_dir():
             raise BundleError(f"{root}: is no folder, expected a bundle; compile one there")
         manifest = whole = read_manifest(root, variant)
@@ -116,6 +121,7 @@ class Bundle:
         if backend is None:
             backend = backend_of(manifest, providers, threads, prepack, cuda_graphs)
         check_files(root, manifest.files)
+        check_plan(root, manifest)
         weights = map_tensors(root / WEIGHTS_FILE) if WEIGHTS_FILE in manifest.files else {}
         load = partial(backend.load, root, weights=weights)
         return cls(manifest, load(manifest), read_recorded(root, whole), load)
@@ -141,6 +147,7 @@ class Bundle:
         """Forget what the slots hold; step 0 does so too."""
         self._ledger.reset()
 
+    @alone
     def step(self, k: int, call: str = "", /, **arrays: npt.ArrayLike) -> Array | dict[str, Array]:
         """Run the denoiser at step `k`, from 0, with every program input in full captured shape.
 
@@ -158,7 +165,7 @@ class Bundle:
         Raises:
             EngineError: if an input is missing, unknown, of another shape or kind, or not finite;
                 there is no such step or call; a slot it reads lacks the write of an earlier step;
-                or its graph holds another timestep.
+                its graph holds another timestep; or the bundle is running already.
         """
         self._check_step(k, call)
         outputs = self._run(k, call, self._check_inputs(k, arrays))
@@ -166,8 +173,10 @@ class Bundle:
             return outputs[self.manifest.outputs[0].name]
         return outputs
 
+    @alone
     def generate(
         self,
+        /,
         seed: int = 0,
         guidance_scale: float | None = None,
         *,
@@ -198,8 +207,8 @@ class Bundle:
 
         Raises:
             BundleError: if the bundle has no sampler.
-            EngineError: if an argument doesn't fit, or the model returns numbers that aren't
-                finite; the message names the step.
+            EngineError: if an argument doesn't fit, the model returns numbers that aren't finite,
+                where the message names the step, or the bundle is running already.
         """
         table, model_latents = sampler_of(self.manifest)
         scale = scale_of(self.manifest, guidance_scale)
@@ -277,6 +286,7 @@ class Bundle:
     def _run(
         self, k: int, call: str, arrays: Mapping[str, Array], *, same_prompt: bool = False
     ) -> dict[str, Array]:
+        check_rows(self.manifest.rows, arrays)
         number = self._numbers[k, call]
         self._ledger.begin(number)
         inputs, engine = self._bound[number]

@@ -23,12 +23,14 @@ def check_manifest(manifest: "Manifest") -> None:
     """Check a manifest against itself.
 
     Raises:
-        BundleError: if names repeat or are unknown, a step is in no bucket or several, a read has
-            no earlier write, the batch has no halves, a file that must be there isn't listed, or
-            the engines are another target's.
+        BundleError: if names repeat or are unknown, a step is in no bucket or several, buckets
+            have other sites, a read has no earlier write, the batch has no halves, a file that
+            must be there isn't listed, or the engines are another target's.
     """
     _check_names(manifest)
     _check_steps(manifest)
+    _check_sites(manifest)
+    _check_rows(manifest)
     for bucket in manifest.buckets:
         _check_bucket(manifest, bucket)
     if manifest.prologue is not None:
@@ -81,6 +83,23 @@ def _check_steps(manifest: "Manifest") -> None:
             raise BundleError(
                 f"buckets: one holds step {step}, expected steps 0 to {manifest.steps - 1}"
             )
+
+
+def _check_sites(manifest: "Manifest") -> None:
+    for bucket in manifest.buckets:
+        first = manifest.buckets[0]
+        if set(bucket.methods) != set(first.methods):
+            raise BundleError(
+                f"bucket {bucket.name!r}: has other sites than bucket {first.name!r}, expected the "
+                "same; compile the bundle again"
+            )
+
+
+def _check_rows(manifest: "Manifest") -> None:
+    whole = {info.name for info in manifest.inputs if info.dtype.startswith(("int", "uint"))}
+    for name in manifest.rows:
+        if name not in whole:
+            raise BundleError(f"rows: {name!r} is no input of integers, so it picks no rows")
 
 
 def _check_bucket(manifest: "Manifest", bucket: BucketInfo) -> None:

@@ -15,6 +15,7 @@ __all__ = [
     "digest_of",
     "load_json",
     "read_choice",
+    "read_counts",
     "read_dtype",
     "read_flag",
     "read_integer",
@@ -96,6 +97,8 @@ def read_mapping(value: object, where: str) -> dict[str, object]:
     """Return an object with any fields, or raise BundleError."""
     if not isinstance(value, dict):
         raise _wrong(where, "an object", value)
+    for name in value:
+        read_string(name, f"{where}: a field")
     return value
 
 
@@ -107,9 +110,11 @@ def read_list(value: object, where: str, read: Callable[[object, str], Item]) ->
 
 
 def read_string(value: object, where: str) -> str:
-    """Return a string, or raise BundleError."""
+    """Return a string that a terminal can show, or raise BundleError."""
     if not isinstance(value, str):
         raise _wrong(where, "a string", value)
+    if not value.isprintable():
+        raise BundleError(f"{where}: is {value!r}, expected printable text")
     return value
 
 
@@ -156,6 +161,14 @@ def read_choice(value: object, where: str, choices: Sequence[Choice]) -> Choice:
             return choice
     expected = ", ".join("null" if choice is None else repr(choice) for choice in choices)
     raise BundleError(f"{where}: is {value!r}, expected one of {expected}")
+
+
+def read_counts(value: object, where: str) -> dict[str, int]:
+    """Return an object of integers from 1 to 2**63 - 1, or raise BundleError."""
+    return {
+        name: read_integer(count, f"{where}.{name}", 1, 2**63 - 1)
+        for name, count in read_mapping(value, where).items()
+    }
 
 
 def read_flag(value: object, where: str) -> bool:

@@ -1,6 +1,6 @@
 """What callers give: checked against the manifest, cast where nothing is lost in kind."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Protocol
 
 import numpy as np
@@ -9,7 +9,7 @@ import numpy.typing as npt
 from .engine import Array
 from .errors import EngineError
 
-__all__ = ["as_array", "check_array", "check_finite", "check_names"]
+__all__ = ["as_array", "check_array", "check_finite", "check_names", "check_rows"]
 
 KINDS = {"f": "float", "i": "integer", "u": "integer", "b": "bool"}
 
@@ -71,6 +71,25 @@ def check_array(info: _Tensor, value: npt.ArrayLike, shape: tuple[int, ...] | No
         raise EngineError(f"input {info.name!r} holds integers beyond {info.dtype}")
     check_finite(f"input {info.name!r} as {info.dtype}", cast)
     return cast
+
+
+def check_rows(rows: Mapping[str, int], arrays: Mapping[str, Array]) -> None:
+    """Raise EngineError if an integer picks a row that its table hasn't; engines take any.
+
+    Args:
+        rows: for each input that picks rows, how many there are.
+        arrays: inputs by name.
+    """
+    for name, count in rows.items():
+        array = arrays.get(name)
+        if array is None or not array.size:
+            continue
+        for found in (array.min(), array.max()):
+            if not 0 <= found < count:
+                raise EngineError(
+                    f"input {name!r} holds {found}, expected 0 to {count - 1}, as it picks rows of "
+                    "a table"
+                )
 
 
 def check_finite(what: str, array: Array) -> None:

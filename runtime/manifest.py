@@ -5,7 +5,7 @@ which trusts nothing. `consistency.py` holds the rules that span several fields.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import Protocol, TypeVar
 
@@ -25,6 +25,7 @@ from .fields import (
     digest_of,
     load_json,
     read_choice,
+    read_counts,
     read_flag,
     read_integer,
     read_list,
@@ -66,7 +67,7 @@ __all__ = [
 
 T = TypeVar("T")
 
-OPTIONAL = ("arguments", "asked", "calls", "decoder", "engine")
+OPTIONAL = ("arguments", "asked", "calls", "decoder", "engine", "rows")
 """Fields that are written only where there is something to say."""
 
 
@@ -101,6 +102,7 @@ class Manifest:
         equal_halves: whether latents and timestep have to be the same in both halves.
         decoder: of latents into pictures; None where there is none.
         asked: what the schedule was made for; None where no steps were merged.
+        rows: of the table that an input's integers pick rows of, as class labels do, by input.
 
     Raises:
         BundleError: if the fields contradict each other; the message names the field.
@@ -129,6 +131,7 @@ class Manifest:
     equal_halves: bool = False
     decoder: DecoderInfo | None = None
     asked: AskedInfo | None = None
+    rows: Mapping[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check_manifest(self)
@@ -236,6 +239,7 @@ class Manifest:
             "calls": [*(call.to_json() for call in self.calls)] or None,
             "decoder": _json(self.decoder),
             "engine": _json(self.engine),
+            "rows": dict(self.rows) or None,
         }
         return {name: record for name, record in records.items() if record is not None}
 
@@ -248,8 +252,8 @@ class Manifest:
                 since it was written, or at odds with itself. The message names the field.
         """
         value = read_version(load_json(text, MANIFEST_FILE))
-        given = {field.name for field in fields(cls)} - (set(OPTIONAL) - set(value))
-        names = [field.name for field in fields(cls) if field.name in given]
+        given = {entry.name for entry in fields(cls)} - (set(OPTIONAL) - set(value))
+        names = [entry.name for entry in fields(cls) if entry.name in given]
         found = read_object(value, MANIFEST_FILE, ["format", "version", "digest", *names])
         body = {key: item for key, item in value.items() if key != "digest"}
         if found["digest"] != digest_of(body):
@@ -285,6 +289,7 @@ class Manifest:
             variant=_read(read_name, found, "variant"),
             decoder=_read(DecoderInfo.from_json, found, "decoder"),
             asked=_read(AskedInfo.from_json, found, "asked"),
+            rows=read_counts(found.get("rows", {}), "rows"),
         )
 
 

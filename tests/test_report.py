@@ -606,9 +606,19 @@ def test_buckets_of_different_sites(tmp_path: Path) -> None:
     manifest = Manifest.from_json((folder / "manifest.json").read_text())
     odd = replace(manifest.buckets[1], methods={"blocks.2.attn": "ast"})
     buckets = (manifest.buckets[0], odd, manifest.buckets[2])
+    with pytest.raises(BundleError, match="'shared': has other sites than bucket 'full'"):
+        replace(manifest, buckets=buckets)
+
+
+def test_a_bundle_that_computes_nothing_is_shown(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = bundle_without_plan(tmp_path / "bundle")
+    manifest = Manifest.from_json((folder / "manifest.json").read_text())
+    buckets = tuple(replace(bucket, multiply_adds=0) for bucket in manifest.buckets)
     bundles.write_manifest(folder, replace(manifest, buckets=buckets))
-    with pytest.raises(BundleError, match="'shared' has other sites than bucket 'full'"):
-        read_facts(folder)
+    assert main(["inspect", str(folder)]) == 0
+    assert f"{'full':<6}  {0:>11.3f} G  {0:>7.1%}" in capsys.readouterr().out
 
 
 def test_plans_too_large_to_draw(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from ditc.passes import Plan
 from ditc.passes.calls import Call, calls_of
 from ditc.passes.equal_runs import Keep
 from ditc.passes.nearing import Asked, Earlier, Group
+from ditc.runtime.agreement import check_plan
 from ditc.runtime.errors import BundleError, DitcError
 from ditc.runtime.files import check_files
 from ditc.runtime.manifest import PLAN_FILE, BucketInfo, Manifest
@@ -28,8 +29,13 @@ def earlier_of(bundle: Path, variant: str | None) -> Earlier:
         raise BundleError(f"{bundle}: is no folder, expected a bundle")
     manifest = read_manifest(bundle, variant if variant in variants_of(bundle) else None)
     name = manifest.file(PLAN_FILE)
+    if name not in manifest.files:
+        raise BundleError(f"{bundle}: holds no {name}, expected the plan that it runs")
     check_files(bundle, {name: manifest.files[name]})
+    check_plan(bundle, manifest)
     plan = Plan.load(bundle / name)
+    if set(plan.sites) != set(manifest.buckets[0].methods):
+        raise BundleError(f"{bundle}: {name} speaks of other sites than its graphs; compile again")
     if manifest.asked is None:
         raise BundleError(
             f"{bundle}: doesn't tell what it was asked for, as its steps weren't merged or slots "

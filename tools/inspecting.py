@@ -108,7 +108,7 @@ def _bundle_lines(path: Path, manifest: Manifest) -> Iterator[str]:
     )
     yield from _prologue(manifest)
     yield ""
-    full = max(bucket.multiply_adds for bucket in manifest.buckets)
+    full = max(bucket.multiply_adds for bucket in manifest.buckets) or 1
     yield "bucket  multiply-adds  of most  reads  writes  steps"
     for bucket in manifest.buckets:
         yield (

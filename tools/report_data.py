@@ -12,6 +12,7 @@ from ditc.passes import Plan
 from ditc.passes.curve import Curve
 from ditc.passes.liveness import kept_residuals
 from ditc.passes.merging import Merging
+from ditc.runtime.agreement import check_plan
 from ditc.runtime.batches import resized
 from ditc.runtime.errors import BundleError, DitcError
 from ditc.runtime.files import check_files
@@ -194,19 +195,15 @@ def _plan_inside(path: Path, manifest: Manifest) -> tuple[Plan | None, tuple[Abs
     if file not in manifest.files:
         return None, (Absent(what, f"the bundle holds no {file}"),)
     check_files(path, {file: manifest.files[file]})
+    check_plan(path, manifest)
     return Plan.load(path / file), ()
 
 
 def _sites(path: Path, manifest: Manifest, plan: Plan | None) -> tuple[str, ...]:
-    """Return the sites of a bundle, checked to be the same in all buckets and in the plan."""
+    """Return the sites of a bundle, checked to be the same in the plan."""
     names = sorted(manifest.buckets[0].methods, key=_by_number)
     for bucket in manifest.buckets:
         where = f"{path}: bucket {bucket.name!r}"
-        if sorted(bucket.methods, key=_by_number) != names:
-            raise BundleError(
-                f"{where} has other sites than bucket {manifest.buckets[0].name!r}, expected the "
-                "same; compile the bundle again"
-            )
         for site, method in bucket.methods.items():
             if method not in METHODS:
                 raise BundleError(
