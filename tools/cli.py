@@ -42,6 +42,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ImportError as error:
         sys.stderr.write(f"ditc: {_missing(error)}\n")
         return 1
+    except MemoryError as error:
+        sys.stderr.write(f"ditc: memory is short: {_line(error)}\n")
+        return 1
     except KeyboardInterrupt:
         sys.stderr.write("ditc: interrupted\n")
         return 130

@@ -9,6 +9,8 @@ from PIL import Image
 
 from ditc.runtime.errors import DitcError
 
+from .arrays import read_array
+
 __all__ = ["ImageSet", "read_images", "read_pair"]
 
 OVERSHOOT = 2.0
@@ -93,13 +95,7 @@ def _png(path: Path) -> npt.NDArray[np.float32]:
 
 
 def _array(path: Path) -> npt.NDArray[np.float32]:
-    try:
-        found = np.load(path, allow_pickle=False, mmap_mode="r")
-    except (OSError, ValueError, EOFError) as error:
-        raise DitcError(f"{path}: is no array that can be read: {error}") from error
-    if not isinstance(found, np.ndarray):
-        found.close()
-        raise DitcError(f"{path}: is an archive, expected one array")
+    found = read_array(path, str(path), mapped=True)
     images = found[None] if found.ndim == 3 else found
     known = found.dtype == np.uint8 or np.issubdtype(found.dtype, np.floating)
     fits = images.ndim == 4 and images.shape[1] in (1, 3) and 0 < images.size <= MAX_VALUES

@@ -87,7 +87,7 @@ def parse_call(text: str) -> dict[str, object]:
     """
     try:
         call = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DitcError(f"--call: no valid JSON: {error}") from error
     if not isinstance(call, dict):
         raise DitcError(f"--call: expected a JSON object, found {type(call).__name__}")

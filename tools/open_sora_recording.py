@@ -3,13 +3,13 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-import numpy as np
 import torch
 from diffusers import AutoencoderKL
 
 from ditc.passes import Recording, record
 from ditc.runtime.errors import DitcError
 
+from .arrays import read_array
 from .open_sora_loading import load_open_sora
 from .open_sora_pipeline import OpenSoraPipeline
 
@@ -47,6 +47,6 @@ def _value(name: str, value: object) -> object:
     if name not in ARRAYS:
         return value
     try:
-        return torch.from_numpy(np.load(str(value), allow_pickle=False))
-    except (OSError, ValueError, TypeError) as error:
-        raise DitcError(f"--call {name}: expected a .npy file: {error}") from error
+        return torch.from_numpy(read_array(Path(str(value)), f"--call {name}: {value}"))
+    except TypeError as error:  # torch has not all of numpy's dtypes
+        raise DitcError(f"--call {name}: expected numbers: {error}") from error

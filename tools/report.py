@@ -60,7 +60,10 @@ def _check_demo(facts: Facts, demo: Demo | None) -> None:
 
 
 def _check_places(options: argparse.Namespace, files: Mapping[Path, bytes]) -> None:
-    """Refuse to write over what was read, or two files in one place."""
+    """Refuse to write over what was read or a folder, or two files in one place."""
+    for path in files:
+        if path.is_dir():
+            raise DitcError(f"{path}: is a folder, expected the name of a file")
     if options.png is not None and len({path.resolve() for path in files}) == 1:
         raise DitcError(f"--png {options.png}: is where the report goes, expected another place")
     read = {path.resolve() for path in (options.path, options.bench, options.pareto) if path}
@@ -83,8 +86,6 @@ def _write(files: Mapping[Path, bytes]) -> None:
 
 
 def _write_one(path: Path, partial: Path, content: bytes) -> None:
-    if path.is_dir():
-        raise DitcError(f"{path}: is a folder, expected the name of a file")
     try:
         partial.write_bytes(content)
     except OSError as error:

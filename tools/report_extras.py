@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from ditc.runtime.errors import DitcError
 
+from .arrays import read_array
 from .images import to_bytes
 from .report_plan import Absent
 from .report_points import Point
@@ -226,10 +227,7 @@ def _images(folder: Path, name: str) -> npt.NDArray[np.float32] | None:
     path = folder / f"images-{name}.npy"
     if not path.exists():
         return None
-    try:
-        array = np.load(path, allow_pickle=False, mmap_mode="r")
-    except (OSError, ValueError, EOFError) as error:
-        raise DitcError(f"--demo {path}: is no array of images: {error}") from error
+    array = read_array(path, f"--demo {path}", mapped=True)
     fits = array.ndim == 4 and array.size and array.shape[1] in (1, 3)
     if array.dtype != np.float32 or not fits or array.size > MAX_PIXELS:
         raise DitcError(

@@ -16,6 +16,7 @@ from ditc.runtime.errors import DitcError, EngineError
 from ditc.runtime.manifest import Manifest
 from ditc.runtime.variants import variants_of
 
+from .arrays import read_array
 from .outputs import SUFFIXES, check_makes, write
 from .progress import progress
 
@@ -145,26 +146,19 @@ def _arrays(option: str, given: Iterable[str], manifest: Manifest) -> dict[str, 
     return arrays
 
 
-def _load(path: str) -> Numbers:
-    found = np.load(path, allow_pickle=False)
-    if not isinstance(found, np.ndarray):
-        raise ValueError(f"{path} is an archive, expected one array")
-    return found
-
-
 def _array(option: str, text: str, dtypes: Mapping[str, str]) -> tuple[str, Numbers]:
     """Parse `name=1,2,3` or `name=file.npy`."""
     name, equals, values = text.partition("=")
     if not equals or name not in dtypes:
         known = ", ".join(dtypes) or "none"
         raise DitcError(f"{option} {text}: expected NAME=VALUES, with a name of {known}")
+    if values.endswith(".npy"):
+        return name, read_array(Path(values), f"{option} {name}: {values}")
     try:
-        if values.endswith(".npy"):
-            return name, _load(values)
         numbers = [float(value) for value in values.split(",")]
         with np.errstate(invalid="ignore"):  # compared below
             array = np.array(numbers).astype(dtypes[name])
-    except (OSError, ValueError, EOFError) as error:
+    except ValueError as error:
         raise DitcError(f"{option} {name}: {error}") from error
     if not np.array_equal(array, numbers):
         raise DitcError(f"{option} {name}: {values} doesn't fit {dtypes[name]}")
