@@ -42,7 +42,7 @@ def staged(place: Path) -> Iterator[Path]:
     Raises:
         BundleError: if `place` holds something that is no bundle, or files can't be written.
     """
-    place = place.resolve()
+    place = Path(os.path.realpath(place))
     _check_place(place)
     made = [parent for parent in place.parents if not parent.exists()]
     folder, lock = None, None

@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
+from os.path import realpath
 from pathlib import Path
 
 import torch
@@ -52,7 +53,7 @@ def swap_weights(bundle: str | Path, checkpoint: str | Path, out_dir: str | Path
         EngineError: if engines that can be refitted lack their library or a GPU here. Nothing is
             written then.
     """
-    root, given = Path(bundle).resolve(), Path(checkpoint)
+    root, given = Path(realpath(bundle)), Path(checkpoint)
     if not root.is_dir():
         raise BundleError(f"{root}: is no folder, expected a bundle; compile one there")
     index = read_index(root)

@@ -564,7 +564,7 @@ def test_pareto_that_is_no_json(tmp_path: Path) -> None:
         (np.zeros((2, 1, 32, 32)), "is float64"),
         (np.full((2, 1, 32, 32), np.nan, np.float32), "aren't finite"),
         (None, "images of one bundle only"),
-        (b"no array", "is no array of images"),
+        (b"no array", "is no array that can be read"),
     ],
 )
 def test_malformed_images(

@@ -105,7 +105,7 @@ def _array(path: Path) -> npt.NDArray[np.float32]:
             "or 3, height, width]"
         )
     if found.dtype == np.uint8:
-        return _scaled(images)
+        return _scaled(images.astype(np.uint8, copy=False))
     values = images.astype(np.float32)
     if not np.isfinite(values).all():
         raise DitcError(f"{path}: holds values that aren't finite")

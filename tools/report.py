@@ -4,6 +4,7 @@ import argparse
 import sys
 from collections.abc import Mapping
 from importlib.metadata import version
+from os.path import realpath
 from pathlib import Path
 
 from ditc.runtime.errors import DitcError
@@ -64,11 +65,11 @@ def _check_places(options: argparse.Namespace, files: Mapping[Path, bytes]) -> N
     for path in files:
         if path.is_dir():
             raise DitcError(f"{path}: is a folder, expected the name of a file")
-    if options.png is not None and len({path.resolve() for path in files}) == 1:
+    if options.png is not None and len({realpath(path) for path in files}) == 1:
         raise DitcError(f"--png {options.png}: is where the report goes, expected another place")
-    read = {path.resolve() for path in (options.path, options.bench, options.pareto) if path}
+    read = {realpath(path) for path in (options.path, options.bench, options.pareto) if path}
     for path in files:
-        if path.resolve() in read:
+        if realpath(path) in read:
             raise DitcError(f"{path}: was read for this report, write it somewhere else")
 
 
