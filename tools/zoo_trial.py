@@ -177,6 +177,7 @@ def trial(tiny: Tiny, place: Path | None = None) -> Trial:
 def _methods(result: Trial, module: torch.nn.Module, program: Program, place: Path | None) -> None:
     for method in METHODS:
         if "asc" in method and program.cfg is None:
+            result.refused[method] = "its example isn't a batch of both halves"
             continue
         try:
             plan = windowed(program, STEPS, method)
