@@ -21,11 +21,12 @@ from ditc.passes import Input, Method, Plan, Program, Schedule, schedule
 from ditc.passes.graphs import shape_of, weight
 from ditc.passes.pieces import Pieces, SitePieces
 from ditc.runtime import Bundle
-from ditc.runtime.errors import DitcError, LoweringError, PassError
+from ditc.runtime.errors import LoweringError, PassError
 from ditc.runtime.ort_checks import CPU
 
 from .latencies import Latencies, SiteLatency
 from .models import load_recording, parse_call
+from .places import check_place
 from .progress import progress
 from .running import Numbers
 from .samples import check_samples
@@ -56,8 +57,7 @@ def bench_sites(options: argparse.Namespace) -> None:
     Raises:
         DitcError: if model or place are at fault, or a site can't be lowered.
     """
-    if not options.out.parent.is_dir():
-        raise DitcError(f"--out {options.out}: there is no folder {options.out.parent}")
+    check_place("--out", options.out)
     call = parse_call(options.call)
     recording = load_recording(options.what, RECORDED_STEPS, call, options.samples)
     program = recording.batched().capture()

@@ -28,6 +28,9 @@ from .terminating import terminable
 
 __all__ = ["main"]
 
+OUT_OF_MEMORY = "DefaultCPUAllocator: can't allocate memory"
+"""What torch says where there is none."""
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
@@ -43,6 +46,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"ditc: {_missing(error)}\n")
         return 1
     except MemoryError as error:
+        sys.stderr.write(f"ditc: memory is short: {_line(error)}\n")
+        return 1
+    except RuntimeError as error:
+        if OUT_OF_MEMORY not in str(error):
+            raise
         sys.stderr.write(f"ditc: memory is short: {_line(error)}\n")
         return 1
     except KeyboardInterrupt:

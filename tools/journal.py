@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from safetensors.torch import save_file
 
 from ditc.passes import Method, Plan
 from ditc.passes.plan_file import parse_plan
+from ditc.runtime.errors import DitcError
 
 from .decisions import Checkpoint, Decided
 
@@ -51,9 +53,7 @@ class Journal:
             "steps": json.dumps([_record(step) for step in checkpoint.steps]),
         }
         whole = {name: value.contiguous().clone() for name, value in tensors.items()}
-        unfinished = self.path.with_name(self.path.name + ".new")
-        save_file(whole, unfinished, metadata=about)
-        unfinished.replace(self.path)
+        _replace(self.path, whole, about)
 
 
 class Results:
@@ -99,9 +99,23 @@ class Results:
         assert self.uncompressed is not None
         plans = [[threshold, plan.to_json()] for threshold, plan in self.plans.items()]
         about = {"arguments": self._arguments, "plans": json.dumps(plans)}
-        unfinished = self.path.with_name(self.path.name + ".new")
-        save_file({"uncompressed": self.uncompressed.contiguous()}, unfinished, metadata=about)
-        unfinished.replace(self.path)
+        _replace(self.path, {"uncompressed": self.uncompressed.contiguous()}, about)
+
+
+def _replace(path: Path, tensors: dict[str, torch.Tensor], about: dict[str, str]) -> None:
+    """Replace a file whole.
+
+    Raises:
+        DitcError: if it can't be written; the one that was there stays.
+    """
+    unfinished = path.with_name(path.name + ".new")
+    try:
+        save_file(tensors, unfinished, metadata=about)
+        unfinished.replace(path)
+    except (OSError, SafetensorError) as error:
+        with suppress(OSError):
+            unfinished.unlink(missing_ok=True)
+        raise DitcError(f"{path}: can't be written: {error}") from error
 
 
 def _part(tensors: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:

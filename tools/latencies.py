@@ -11,7 +11,7 @@ from ditc.passes.liveness import kept_residuals
 from ditc.passes.plan_fields import read_text
 from ditc.passes.window import SiteWindow
 from ditc.passes.window_file import read_window
-from ditc.runtime.errors import BundleError, DitcError, PlanError
+from ditc.runtime.errors import BundleError, PlanError
 from ditc.runtime.fields import (
     load_json,
     read_choice,
@@ -20,6 +20,8 @@ from ditc.runtime.fields import (
     read_number,
     read_shape,
 )
+
+from .places import replace_text
 
 __all__ = ["Latencies", "SiteLatency"]
 
@@ -131,13 +133,7 @@ class Latencies:
 
     def save(self, path: Path) -> None:
         """Write them as JSON: beside the place first, then renamed."""
-        unfinished = path.with_name(path.name + ".new")
-        try:
-            unfinished.write_text(self.to_json(), encoding="utf-8")
-            unfinished.replace(path)
-        except OSError as error:
-            unfinished.unlink(missing_ok=True)
-            raise DitcError(f"{path}: can't be written: {error.strerror}") from error
+        replace_text(path, self.to_json())
 
     def to_json(self) -> str:
         """Return them as JSON text."""

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ditc.runtime.errors import DitcError
 
+from .places import check_place
 from .report_data import Facts, read_facts
 from .report_extras import Demo, read_bench, read_demo, read_pareto
 from .report_html import Extras, page
@@ -61,10 +62,10 @@ def _check_demo(facts: Facts, demo: Demo | None) -> None:
 
 
 def _check_places(options: argparse.Namespace, files: Mapping[Path, bytes]) -> None:
-    """Refuse to write over what was read or a folder, or two files in one place."""
-    for path in files:
-        if path.is_dir():
-            raise DitcError(f"{path}: is a folder, expected the name of a file")
+    """Refuse to write over what was read or where no file can be, or two files in one place."""
+    for option, path in (("--out", options.out), ("--png", options.png)):
+        if path is not None:
+            check_place(option, path)
     if options.png is not None and len({realpath(path) for path in files}) == 1:
         raise DitcError(f"--png {options.png}: is where the report goes, expected another place")
     read = {realpath(path) for path in (options.path, options.bench, options.pareto) if path}

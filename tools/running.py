@@ -18,6 +18,7 @@ from ditc.runtime.variants import variants_of
 
 from .arrays import read_array
 from .outputs import SUFFIXES, check_makes, write
+from .places import check_place
 from .progress import progress
 
 __all__ = ["example_inputs", "generate", "open_bundle", "verify"]
@@ -46,8 +47,7 @@ def generate(options: argparse.Namespace) -> None:
     out: Path = options.out
     if out.suffix not in SUFFIXES:
         raise DitcError(f"--out {out}: expected a name that ends in {' or '.join(SUFFIXES)}")
-    if out.is_dir() or not out.parent.is_dir():
-        raise DitcError(f"--out {out}: can't be written: expected a file in a folder that is there")
+    check_place("--out", out)
     bundle = open_bundle(options)
     check_makes(bundle.manifest, out)
     with progress("generate", bundle.steps) as advance:

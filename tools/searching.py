@@ -9,6 +9,7 @@ import torch
 
 from ditc.export import sampler_table
 from ditc.passes import Method, Plan, Program, Tried
+from ditc.passes.plan import MAX_STEPS
 from ditc.runtime.errors import DitcError
 from ditc.runtime.sampler import SamplerTable
 
@@ -17,6 +18,7 @@ from .decisions import METRICS, Checkpoint, Found, relative_loss
 from .journal import Journal, Results
 from .latencies import Latencies
 from .models import load_recording, parse_call
+from .places import check_place, replace_text
 from .progress import progress
 from .samples import check_samples
 from .search import find
@@ -38,8 +40,9 @@ def search(options: argparse.Namespace) -> None:
     Raises:
         DitcError: if model, threshold, budget, latencies or place are at fault.
     """
-    if not options.out.parent.is_dir():
-        raise DitcError(f"--out {options.out}: there is no folder {options.out.parent}")
+    check_place("--out", options.out)
+    if options.steps > MAX_STEPS:
+        raise DitcError(f"--steps {options.steps}: expected at most {MAX_STEPS}")
     if options.budget_ms is not None and options.latency is None:
         raise DitcError(
             "--budget-ms needs --latency, a file of 'ditc bench MODEL --sites': without it no "
@@ -60,9 +63,7 @@ def search(options: argparse.Namespace) -> None:
         plan, note = found.plan, _computed(found, options.search)
     else:
         plan, note = seeker.within_budget()
-    written = options.out.with_name(options.out.name + ".new")
-    plan.save(written)
-    written.replace(options.out)
+    replace_text(options.out, plan.to_json())
     seeker.forget()
     left = plan.site_multiply_adds() / ((plan.cost.full - plan.cost.rest) * plan.steps)
     sys.stdout.write(

@@ -1,0 +1,106 @@
+"""Files that commands write: where none can be is told first, and what fails leaves nothing."""
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from ditc.runtime.errors import DitcError
+from ditc.tools.cli import main
+from ditc.tools.decisions import Checkpoint
+from ditc.tools.journal import Journal
+from ditc.tools.models import demo_recording
+from ditc.tools.places import check_place, replace_text
+
+from .compiled import planned, sampling_bundle
+
+POSIX = pytest.mark.skipif(sys.platform == "win32", reason="waits for pipes that lie in folders")
+SEARCH = ("search", "none:make", "--steps", "2", "-o")
+BENCH = ("bench", "none:make", "--sites", "-o")
+
+
+@pytest.mark.parametrize("place", ["", ".", "/", "none/file"])
+def test_places_without_a_name_or_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DitcError, match=r"--out .*: can't be written: (is a folder|there is no f)"):
+        check_place("--out", Path(place))
+
+
+@POSIX
+def test_what_is_no_file_stays(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pipe = tmp_path / "pipe.npy"
+    os.mkfifo(pipe)
+    bundle = str(sampling_bundle())
+    report = ("report", bundle, "-o")
+    for command in (
+        (*report, str(pipe)),
+        (*report, str(tmp_path / "report.html"), "--png", str(pipe)),
+        ("run", bundle, "-o", str(pipe)),
+        (*SEARCH, str(pipe)),
+        (*BENCH, str(pipe)),
+    ):
+        assert main(command) == 1
+        told = capsys.readouterr().err
+        assert told.endswith(
+            f"{pipe}: can't be written: is a device or a pipe, expected the name of a file\n"
+        ), told
+    assert pipe.is_fifo()
+    assert [path.name for path in tmp_path.iterdir()] == ["pipe.npy"]
+
+
+@pytest.mark.parametrize("command", [SEARCH, BENCH], ids=lambda command: command[0])
+def test_folders_are_told_before_work(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], command: tuple[str, ...]
+) -> None:
+    assert main((*command, str(tmp_path))) == 1
+    assert capsys.readouterr().err.endswith("is a folder, expected the name of a file\n")
+    assert not list(tmp_path.iterdir())
+
+
+def test_searches_of_too_many_steps(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = str(tmp_path / "plan.json")
+    assert main(["search", "none:make", "--steps", "10001", "-o", out]) == 1
+    assert capsys.readouterr().err == "ditc: --steps 10001: expected at most 10000\n"
+
+
+def test_text_is_replaced_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = tmp_path / "text"
+    replace_text(place, "first")
+
+    def full(self: Path, text: str, **_: object) -> int:
+        with self.open("w") as file:
+            file.write(text[:2])
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(DitcError, match="text: can't be written: No space left on device"):
+        replace_text(place, "second")
+    assert place.read_text() == "first"
+    assert [path.name for path in tmp_path.iterdir()] == ["text"]
+
+
+def test_a_journal_that_finds_no_room(tmp_path: Path) -> None:
+    checkpoint = Checkpoint(steps=(), slots={"s": torch.ones(3)}, trajectory={})
+    Journal(tmp_path / "journal", {}).write(checkpoint)
+    for path in (tmp_path / "none" / "journal", tmp_path / ("j" * 252)):
+        with pytest.raises(DitcError, match="can't be written: "):
+            Journal(path, {}).write(checkpoint)
+    assert [path.name for path in tmp_path.iterdir()] == ["journal"]
+    found = Journal(tmp_path / "journal", {}).read()
+    assert found is not None
+    assert torch.equal(found.slots["s"], torch.ones(3))
+
+
+def test_memory_that_is_short(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plan = tmp_path / "plan.json"
+    planned(demo_recording().capture(), "full", "ast").save(plan)
+    given = ["compile", "demo", "--plan", str(plan), "-o", str(tmp_path / "bundle")]
+    assert main([*given, "--samples", str(10**12)]) == 1
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1
+    assert "memory is short: " in told
+    assert [path.name for path in tmp_path.iterdir()] == ["plan.json"]
