@@ -11,10 +11,10 @@ from ditc.runtime.errors import DitcError
 from ditc.tools.cli import main
 from ditc.tools.decisions import Checkpoint
 from ditc.tools.journal import Journal
-from ditc.tools.models import demo_recording
 from ditc.tools.places import check_place, replace_text
 
-from .compiled import planned, sampling_bundle
+from . import reports
+from .bundles import write_bundle
 
 POSIX = pytest.mark.skipif(sys.platform == "win32", reason="waits for pipes that lie in folders")
 SEARCH = ("search", "none:make", "--steps", "2", "-o")
@@ -32,10 +32,11 @@ def test_places_without_a_name_or_folder(
 
 @POSIX
 def test_what_is_no_file_stays(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    bundle, plan = str(write_bundle(tmp_path / "bundle")), str(reports.write_plan(tmp_path))
     pipe = tmp_path / "pipe.npy"
     os.mkfifo(pipe)
-    bundle = str(sampling_bundle())
-    report = ("report", bundle, "-o")
+    before = sorted(tmp_path.rglob("*"))
+    report = ("report", plan, "-o")
     for command in (
         (*report, str(pipe)),
         (*report, str(tmp_path / "report.html"), "--png", str(pipe)),
@@ -49,7 +50,7 @@ def test_what_is_no_file_stays(tmp_path: Path, capsys: pytest.CaptureFixture[str
             f"{pipe}: can't be written: is a device or a pipe, expected the name of a file\n"
         ), told
     assert pipe.is_fifo()
-    assert [path.name for path in tmp_path.iterdir()] == ["pipe.npy"]
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 @pytest.mark.parametrize("command", [SEARCH, BENCH], ids=lambda command: command[0])
@@ -96,8 +97,7 @@ def test_a_journal_that_finds_no_room(tmp_path: Path) -> None:
 
 
 def test_memory_that_is_short(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    plan = tmp_path / "plan.json"
-    planned(demo_recording().capture(), "full", "ast").save(plan)
+    plan = reports.write_plan(tmp_path)
     given = ["compile", "demo", "--plan", str(plan), "-o", str(tmp_path / "bundle")]
     assert main([*given, "--samples", str(10**12)]) == 1
     told = capsys.readouterr().err
