@@ -48,6 +48,7 @@ def decoder_manifest(manifest: Manifest, info: DecoderInfo) -> Manifest:
         equal_halves=False,
         decoder=None,
         asked=None,
+        rows={},
     )
 
 

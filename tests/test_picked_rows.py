@@ -1,5 +1,6 @@
 """Integers that pick rows of a table: torch refuses those beyond it, and so do bundles."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +11,14 @@ from torch import nn
 from ditc.passes import capture
 from ditc.passes.picked_rows import picked_rows
 from ditc.runtime import Bundle
+from ditc.runtime.decoder import DecoderInfo
+from ditc.runtime.decoding import decoder_manifest
+from ditc.runtime.entries import FileInfo, InputInfo, OutputInfo
 from ditc.runtime.errors import EngineError
 from ditc.tools.cli import main
 
 from . import models
+from .bundles import SHAPE, make_manifest
 from .compiled import arrays, sampling_bundle, tiny_dit
 from .samples import sample
 
@@ -70,3 +75,17 @@ def test_the_command_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert main(given) == 1
     assert "'class_labels' holds -1, expected 0 to 10" in capsys.readouterr().err.splitlines()[-1]
     assert not out.exists()
+
+
+def test_a_decoder_beside_labels_has_inputs_of_its_own() -> None:
+    latents = InputInfo("latents", (1, *SHAPE[1:]), "float32", "latents")
+    pixels = OutputInfo("pixels", (1, 3, 8, 8), "float32")
+    info = DecoderInfo("decoder.onnx", latents, pixels, None, 1, ())
+    manifest = make_manifest()
+    labelled = replace(
+        manifest,
+        rows={"class_labels": 10},
+        files={**manifest.files, "decoder.onnx": FileInfo("0" * 64, 1)},
+        decoder=info,
+    )
+    assert decoder_manifest(labelled, info).inputs == (latents,)
