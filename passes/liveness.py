@@ -1,12 +1,16 @@
 """Liveness over steps: what a step has to keep because a later one reads that very write."""
 
+from typing import TYPE_CHECKING
+
 from .method import Method
-from .plan import Plan
+
+if TYPE_CHECKING:
+    from .plan import Plan
 
 __all__ = ["kept_outputs", "kept_residuals"]
 
 
-def kept_outputs(plan: Plan, step: int) -> frozenset[str]:
+def kept_outputs(plan: "Plan", step: int) -> frozenset[str]:
     """Return the sites whose output at this step a later `ast` reads."""
     after = step + 1
     if after == plan.steps:
@@ -18,7 +22,7 @@ def kept_outputs(plan: Plan, step: int) -> frozenset[str]:
     )
 
 
-def kept_residuals(plan: Plan, step: int) -> frozenset[str]:
+def kept_residuals(plan: "Plan", step: int) -> frozenset[str]:
     """Return the sites whose residual at this step a later `wa-rs` reads."""
     return frozenset(
         site
@@ -27,7 +31,7 @@ def kept_residuals(plan: Plan, step: int) -> frozenset[str]:
     )
 
 
-def _residual_is_read(plan: Plan, step: int, site: str) -> bool:
+def _residual_is_read(plan: "Plan", step: int, site: str) -> bool:
     for later in range(step + 1, plan.steps):
         method = plan.method(later, site)
         if method.runs_full_attention:

@@ -10,6 +10,7 @@ from ditc.runtime.errors import PlanError
 
 from .costs import ModelCost
 from .identity import CfgLayout, Identity, compatible
+from .liveness import kept_residuals
 from .method import Method, parse_method
 from .origin import Origin, Tried
 from .tile_window import TileLayout, TileWindow
@@ -110,15 +111,16 @@ class Plan:
         return tuple(self.windows)
 
     def site_multiply_adds(self) -> int:
-        """Return the multiply-adds of its sites in a generation, residuals that are kept aside."""
+        """Return the multiply-adds of its sites in a generation."""
+        kept = [kept_residuals(self, step) for step in range(self.steps)]
         return sum(
-            cost.of(self.method(step, name), self.windows[name])
+            cost.of(self.method(step, name), self.windows[name], keeps_residual=name in kept[step])
             for step in range(self.steps)
             for name, cost in self.cost.sites.items()
         )
 
     def multiply_adds_left(self) -> float:
-        """Return the share of a generation's multiply-adds that it leaves, residuals aside.
+        """Return the share of a generation's multiply-adds that it leaves.
 
         A share, as plans may have been made with batches of different sizes.
         """

@@ -160,6 +160,13 @@ def test_costs_are_scaled_to_the_batch_of_the_bundle() -> None:
     assert scaled(costs, (60, 36)) == (Costs(30, (12, 18), ((12, 18), (6, 0))), ())
 
 
+def test_what_a_prologue_spares_the_steps_is_told_apart() -> None:
+    costs = Costs(10, (4, 6), ((4, 6), (2, 0)))
+    found, absent = scaled(costs, (54, 30))
+    assert (found, absent) == (Costs(30, (12, 18), ((12, 18), (6, 0)), 6), ())
+    assert (found.attention_left, found.model_left) == (costs.attention_left, costs.model_left)
+
+
 def test_costs_that_do_not_fit_the_bundle_are_left_out() -> None:
     found, absent = scaled(Costs(10, (4, 6), ((4, 6), (2, 0))), (60, 37))
     assert found is None

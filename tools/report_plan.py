@@ -40,11 +40,13 @@ class Costs:
         rest: of all but the sites.
         full: of each site as trained.
         spent: for each step, of each site under its method.
+        spared: of `rest`, what a bundle's prologue computes in the place of the steps.
     """
 
     rest: int
     full: tuple[int, ...]
     spent: tuple[tuple[int, ...], ...]
+    spared: int = 0
 
     @property
     def whole(self) -> int:
@@ -106,19 +108,31 @@ def costs_of(plan: Plan, rows: Sequence[Sequence[str]], kept: Sequence[frozenset
 
 
 def scaled(costs: Costs, totals: Sequence[int]) -> tuple[Costs | None, tuple[Absent, ...]]:
-    """Scale a plan's costs to a bundle's batch, which may be another, if they fit at every step."""
-    mine = [costs.rest + sum(row) for row in costs.spent]
-    ratio = sum(totals) / sum(mine) if sum(mine) else 0.0
-    fits = all(
-        abs(total - ratio * own) <= FIT * total for total, own in zip(totals, mine, strict=True)
-    )
-    if not ratio or not fits:
+    """Scale a plan's costs to a bundle's batch, which may be another, if they fit at every step.
+
+    A bundle's steps are spared what its prologue computes, the same in all of them: what they cost
+    beside their sites has to be one number, and no more than the plan states.
+
+    Args:
+        costs: of the plan's cells, for the batch it was made with.
+        totals: multiply-adds of each step's graphs.
+    """
+    sites = [sum(row) for row in costs.spent]
+    low, high = (sites.index(pick(sites)) for pick in (min, max))
+    if sites[low] != sites[high]:
+        ratio = (totals[high] - totals[low]) / (sites[high] - sites[low])
+    else:
+        ratio = totals[0] / (costs.rest + sites[0]) if costs.rest + sites[0] else 0.0
+    rests = [total - ratio * own for total, own in zip(totals, sites, strict=True)]
+    near = FIT * max(totals)
+    if ratio <= 0 or max(rests) - min(rests) > near or max(rests) > ratio * costs.rest + near:
         why = "the multiply-adds that the plan states don't fit those of the bundle's graphs"
         return None, (Absent("Attention and model left, costs of cells", why),)
     scaled = Costs(
         round(costs.rest * ratio),
         tuple(round(cost * ratio) for cost in costs.full),
         tuple(tuple(round(cost * ratio) for cost in row) for row in costs.spent),
+        max(round(costs.rest * ratio - max(rests)), 0),
     )
     return scaled, ()
 

@@ -38,7 +38,7 @@ def script_data(facts: Facts, bench: Mapping[str, Latency] | None) -> dict[str, 
         "cells": [[index[name] for name in row] for row in facts.methods],
         "totals": facts.totals,
         "buckets": facts.buckets,
-        "rest": costs and costs.rest,
+        "rest": costs and costs.rest - costs.spared,
         "full": costs and costs.full,
         "spent": costs and costs.spent,
         "losses": searched
