@@ -16,6 +16,8 @@ from .halving import BatchAxes
 __all__ = ["Followed", "follow_batch"]
 
 aten = torch.ops.aten
+HALVES = 2
+"""It is these that have to stay whole; what a batch holds beside them may be merged or split."""
 
 
 class Followed:
@@ -69,7 +71,7 @@ def _follow(node: fx.Node, axes: BatchAxes, found: Followed, batch: int) -> None
 
 def _carry(node: fx.Node, axes: BatchAxes, found: Followed, batch: int) -> None:
     try:
-        axes.follow(node, batch)
+        axes.follow(node, HALVES)
     except PassError as error:
         if isinstance(error, UnknownOperatorError) and _keeps_first(node, found.axes, batch):
             found.axes[node], found.guessed[node] = 0, error

@@ -166,7 +166,6 @@ VIDEO = (
         "TransformerTemporalModel",
         {**HEADS, "in_channels": 8, "num_layers": 2, "norm_num_groups": 2},
         _temporal,
-        cfg=None,
         latents="hidden_states",
     ),
 )
