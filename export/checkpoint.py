@@ -58,6 +58,10 @@ class Checkpoint:
             self._places.update(_places(file))
             self._stamps[file] = _stamp(file)
 
+    def __repr__(self) -> str:
+        """Return where it lies and how much it is."""
+        return f"Checkpoint({str(self.path)!r}: {len(self._places)} tensors, {self.nbytes} bytes)"
+
     @property
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
         """Shape of every tensor, by name."""

@@ -7,7 +7,20 @@ from torch.utils import _pytree as pytree
 
 from ditc.runtime.errors import CaptureError
 
-__all__ = ["flatten", "stack"]
+__all__ = ["check_named", "flatten", "stack"]
+
+
+def check_named(kwargs: object) -> None:
+    """Refuse arguments that aren't by name.
+
+    Raises:
+        CaptureError: saying what was found in the place of a dict.
+    """
+    if not isinstance(kwargs, Mapping):
+        raise CaptureError(f"arguments must be a dict by name, found a {type(kwargs).__name__}")
+    for name in kwargs:
+        if not isinstance(name, str):
+            raise CaptureError(f"arguments must be a dict by name, found {name!r} for a name")
 
 
 def stack(kwargs: Mapping[str, object], names: Set[str]) -> Mapping[str, object]:

@@ -10,7 +10,7 @@ from torch.utils import _pytree as pytree
 
 from ditc.runtime.errors import CaptureError
 
-from .arguments import flatten, stack
+from .arguments import check_named, flatten, stack
 from .base import run
 from .clean_inference import CleanInference
 from .exporting import export
@@ -64,9 +64,11 @@ def capture(
         A program that computes, to the bit, what the module computes.
 
     Raises:
-        CaptureError: if the module can't be exported, naming operator or argument, or if the
-            batch can't be split into halves.
+        CaptureError: if the arguments aren't by name, the module can't be exported, naming
+            operator or argument, or the batch can't be split into halves.
     """
+    for call in (kwargs,) if unconditional is None else (kwargs, unconditional):
+        check_named(call)
     roles = _Roles(latents, timestep)
     _check_layout(cfg, unconditional)
     stacked = frozenset(name for name in roles.latents if _is_samples(kwargs.get(name)))

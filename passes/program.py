@@ -167,6 +167,15 @@ class Program:
     weights: Weights | None = None
     again: "Callable[[Program, int], Program] | None" = field(default=None, repr=False)
 
+    def __repr__(self) -> str:
+        """Return model, inputs, sites and layout: neither the graph nor a tensor."""
+        inputs = ", ".join(f"{entry.name} {list(entry.shape)}" for entry in self.inputs)
+        eligible = sum(site.eligible for site in self.sites)
+        return (
+            f"Program({self.identity.model}: {inputs}; {eligible} of {len(self.sites)} sites "
+            f"eligible, grid {self.grid}, cfg {self.cfg!r})"
+        )
+
     def __call__(self, **kwargs: object) -> object:
         """Run the captured graph.
 

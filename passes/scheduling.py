@@ -18,6 +18,7 @@ from .nearing import Asked, Earlier, Group
 from .plan import Plan
 from .program import Program, Slot
 from .rewriting import rewrite
+from .showing import ranges
 from .slots import output_slots, residual_slot
 from .storage import lifetimes, share_storage, storage_bytes
 
@@ -125,6 +126,14 @@ class Schedule:
     dropped: tuple[Slot, ...] = ()
     curve: Curve | None = None
     asked: Asked | None = field(default=None, repr=False)
+
+    def __repr__(self) -> str:
+        """Return which steps run which bucket, and the slots' bytes."""
+        buckets = "; ".join(
+            f"{bucket.name} steps {ranges(bucket.steps)}" for bucket in self.buckets
+        )
+        slots = f"{len(self.slots)} slots of {self.peak_slot_bytes} bytes"
+        return f"Schedule({self.plan.identity.model}: {buckets}; {slots})"
 
     @property
     def steps(self) -> int:

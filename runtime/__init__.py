@@ -2,6 +2,15 @@
 
 from .bundle import Bundle
 from .engine import Backend, Engine
+from .errors import (
+    BundleError,
+    CaptureError,
+    DitcError,
+    EngineError,
+    LoweringError,
+    PassError,
+    PlanError,
+)
 from .manifest import Manifest
 from .null import NullBackend
 from .ort import OrtBackend
@@ -10,10 +19,17 @@ from .sampler import SamplerState, SamplerTable
 __all__ = [
     "Backend",
     "Bundle",
+    "BundleError",
+    "CaptureError",
+    "DitcError",
     "Engine",
+    "EngineError",
+    "LoweringError",
     "Manifest",
     "NullBackend",
     "OrtBackend",
+    "PassError",
+    "PlanError",
     "SamplerState",
     "SamplerTable",
 ]

@@ -80,6 +80,10 @@ class Bundle:
         self._bound = bind(manifest, engines)
         self._start_feeds()
 
+    def __repr__(self) -> str:
+        """Return what it computes, in how many graphs, and of which inputs."""
+        return f"Bundle({self.manifest.title})"
+
     @classmethod
     def open(
         cls,
@@ -115,9 +119,8 @@ class Bundle:
         root = Path(realpath(path))  # Path.resolve fails in its own way where links go round
         if not root.is_dir():
             raise BundleError(f"{root}: is no folder, expected a bundle; compile one there")
-        manifest = whole = read_manifest(root, variant)
-        if batch is not None:
-            manifest = limited(whole, count(batch))
+        whole = read_manifest(root, variant)
+        manifest = whole if batch is None else limited(whole, count(batch))
         if backend is None:
             backend = backend_of(manifest, providers, threads, prepack, cuda_graphs)
         check_files(root, manifest.files)

@@ -136,6 +136,15 @@ class Manifest:
     def __post_init__(self) -> None:
         check_manifest(self)
 
+    @property
+    def title(self) -> str:
+        """What it computes, of which inputs, and in how many graphs, as one line."""
+        inputs = ", ".join(f"{info.name} {list(info.shape)}" for info in self.inputs)
+        return (
+            f"{self.model.class_name}: {inputs}; {self.steps} steps in {len(self.buckets)} "
+            f"buckets, {self.target} {self.precision}, cfg {self.cfg!r}"
+        )
+
     def file(self, name: str) -> str:
         """Return the name of a file that each variant has of its own."""
         return name if self.variant is None else f"{self.variant}.{name}"

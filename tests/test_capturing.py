@@ -36,6 +36,16 @@ def test_inputs_have_roles_by_name() -> None:
     assert list(program.example) == [entry.name for entry in program.inputs]
 
 
+def test_arguments_are_by_name() -> None:
+    module, kwargs = models.dit(layers=1), models.dit_kwargs()
+    found = refusal(lambda: capture(module, tuple(kwargs.values()), cfg="cond-first"))
+    assert found == "arguments must be a dict by name, found a tuple"
+    found = refusal(lambda: capture(module, {0: kwargs["hidden_states"]}, cfg="cond-first"))
+    assert found == "arguments must be a dict by name, found 0 for a name"
+    found = refusal(lambda: capture(module, kwargs, cfg="separate", unconditional=[1]))
+    assert found == "arguments must be a dict by name, found a list"
+
+
 def test_the_modules_own_structure_comes_back() -> None:
     model = sample("dit", "cond-first")
     out = model.program(**model.kwargs(0))

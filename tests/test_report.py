@@ -29,7 +29,7 @@ from ditc.tools.report_extras import read_bench, read_demo, read_pareto
 from ditc.tools.report_html import Extras, page
 from ditc.tools.report_lanes import least_squares
 from ditc.tools.report_pareto import frontier
-from ditc.tools.report_plan import Costs, scaled
+from ditc.tools.report_plan import Costs, scaled, titled
 from ditc.tools.report_png import heat_map_png
 from ditc.tools.report_points import Point
 from ditc.tools.report_script import embedded
@@ -678,3 +678,8 @@ def test_labels_are_split_where_names_differ() -> None:
     assert label_parts(["a.0"]) == [[("a.0", False)]]
     assert site_pattern(["a.0.attn", "a.1.attn"]) == "a.*.attn"
     assert site_pattern(["a.0", "b.1"]) is None
+
+
+def test_searches_are_told_as_what_they_are() -> None:
+    assert titled("greedy") == "greedy search"
+    assert titled("greedy, on other weights") == "greedy search on other weights"

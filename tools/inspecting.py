@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ditc.passes import Plan, plan_schema
+from ditc.passes.showing import ranges
 from ditc.runtime.batches import resized
 from ditc.runtime.calls import calls_of
 from ditc.runtime.errors import DitcError
@@ -114,7 +115,7 @@ def _bundle_lines(path: Path, manifest: Manifest) -> Iterator[str]:
         yield (
             f"{bucket.name:<6}  {bucket.multiply_adds / 1e9:>11.3f} G  "
             f"{bucket.multiply_adds / full:>7.1%}  {len(bucket.reads):>5}  "
-            f"{len(bucket.writes):>6}  {_ranges(bucket.steps)}"
+            f"{len(bucket.writes):>6}  {ranges(bucket.steps)}"
         )
     yield ""
     if manifest.curve is not None:
@@ -203,14 +204,3 @@ def _grid(rows: Sequence[Mapping[str, str]]) -> Iterator[str]:
     counts = Counter(str(row[site]) for row in rows for site in sites)
     total = sum(counts.values()) or 1
     yield ", ".join(f"{name} {counts[name] / total:.0%}" for name in LETTERS if counts[name])
-
-
-def _ranges(steps: Sequence[int]) -> str:
-    """Write ascending numbers as ranges: 0, 2-4, 7."""
-    parts: list[list[int]] = []
-    for step in steps:
-        if parts and parts[-1][-1] == step - 1:
-            parts[-1].append(step)
-        else:
-            parts.append([step])
-    return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in parts)

@@ -18,6 +18,7 @@ __all__ = [
     "points_of",
     "scaled",
     "searched_of",
+    "titled",
 ]
 
 FIT = 1e-3
@@ -173,8 +174,14 @@ def notes_of(plan: Plan) -> tuple[tuple[str, str], ...]:
         return (*scale, ("found by", "no search"))
     origin = plan.origin
     samples = f"{origin.samples} sample{'s' if origin.samples > 1 else ''}"
-    found = f"{origin.search} search, δ = {origin.threshold:g}, {samples}, seed {origin.seed}"
+    found = f"{titled(origin.search)}, δ = {origin.threshold:g}, {samples}, seed {origin.seed}"
     return (*scale, ("found by", found), *_gate_notes(plan))
+
+
+def titled(search: str) -> str:
+    """Return how a search is called; `weights` adds behind a name that others were found on."""
+    name, _, elsewhere = search.partition(", ")
+    return f"{name} search {elsewhere}".rstrip()
 
 
 def _gate_notes(plan: "Plan") -> tuple[tuple[str, str], ...]:
