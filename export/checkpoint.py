@@ -97,6 +97,14 @@ class Checkpoint:
             raise _changed(place.path)
         return raw.view(place.dtype).reshape(place.shape)
 
+    def sha256(self) -> str:
+        """Return the SHA-256 of the file; of several, of a line each with its digest and name."""
+        digests = {path.name: _digest(path) for path in self._stamps}
+        if len(digests) == 1:
+            return next(iter(digests.values()))
+        lines = "".join(f"{digest}  {name}\n" for name, digest in sorted(digests.items()))
+        return hashlib.sha256(lines.encode()).hexdigest()
+
     def check(self) -> None:
         """Check that the files are those that were there when this was made.
 
@@ -168,6 +176,11 @@ def _places(path: Path) -> Iterator[tuple[str, _Place]]:
 def _header(path: Path) -> bytes:
     with path.open("rb") as file:
         return file.read(int.from_bytes(file.read(8), "little"))
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _stamp(path: Path) -> _Stamp:

@@ -1,6 +1,5 @@
 """Weight variants: a fine-tuned checkpoint into a bundle, whose graphs stay as they are."""
 
-import hashlib
 import shutil
 from collections.abc import Mapping
 from dataclasses import replace
@@ -41,7 +40,8 @@ def swap_weights(bundle: str | Path, checkpoint: str | Path, out_dir: str | Path
 
     Args:
         bundle: the bundle's folder.
-        checkpoint: safetensors file with the model's parameters under their own names.
+        checkpoint: safetensors file with the model's parameters under their own names; or the
+            index of several, or a folder that holds either.
         out_dir: folder to write, which may be the bundle's own.
 
     Returns:
@@ -53,7 +53,7 @@ def swap_weights(bundle: str | Path, checkpoint: str | Path, out_dir: str | Path
         EngineError: if engines that can be refitted lack their library or a GPU here. Nothing is
             written then.
     """
-    root, given = Path(realpath(bundle)), Path(checkpoint)
+    root = Path(realpath(bundle))
     if not root.is_dir():
         raise BundleError(f"{root}: is no folder, expected a bundle; compile one there")
     index = read_index(root)
@@ -63,7 +63,7 @@ def swap_weights(bundle: str | Path, checkpoint: str | Path, out_dir: str | Path
     check_files(root, listed)
     baked = next((m.engine for m in manifests if is_baked(m.engine)), None)
     record = _sources(root, listed, baked)
-    tensors = _checkpoint(given, record.parameters)
+    tensors = _checkpoint(Path(checkpoint), record.parameters)
     place = Path(out_dir)
     with staged(place) as folder:
         for path in listed:
@@ -75,8 +75,7 @@ def swap_weights(bundle: str | Path, checkpoint: str | Path, out_dir: str | Path
         else:
             store = _swap(root / WEIGHTS_FILE, folder / WEIGHTS_FILE, record.weights, tensors)
             stores[WEIGHTS_FILE] = store.file
-        with given.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        digest = tensors.sha256()
         for manifest in manifests:
             if manifest.file(PLAN_FILE) in listed:
                 _mark_plan(folder / manifest.file(PLAN_FILE))

@@ -18,6 +18,10 @@ unconditional one first; or in two calls a step, the conditional or the uncondit
 CFG_LAYOUTS: tuple[CfgLayout, ...] = get_args(CfgLayout)
 
 
+SCRIPT = "__main__."
+"""What the name of a class begins with in the script that defines it."""
+
+
 def in_batch(cfg: CfgLayout | None) -> bool:
     """Whether one batch holds both halves."""
     return cfg in ("cond-first", "uncond-first")
@@ -45,6 +49,24 @@ class Identity:
 
     model: str
     config_sha256: str
+
+    def same_class(self, other: "Identity") -> bool:
+        """Whether two models are of one class.
+
+        A script's own classes lie in `__main__` while it runs and in its module elsewhere: there
+        the class's name alone is compared.
+        """
+        ours, theirs = self.model, other.model
+        if theirs.startswith(SCRIPT):
+            ours, theirs = theirs, ours
+        if not ours.startswith(SCRIPT):
+            return ours == theirs
+        name = ours.removeprefix(SCRIPT)
+        return theirs.endswith(f".{name}")
+
+    def matches(self, other: "Identity") -> bool:
+        """Whether what holds for one model holds for the other: one class, one configuration."""
+        return self.same_class(other) and self.config_sha256 == other.config_sha256
 
     @classmethod
     def of(cls, module: "torch.nn.Module") -> "Identity":

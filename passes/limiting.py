@@ -59,7 +59,7 @@ def schedule(
     Raises:
         PlanError: if the plan is not for this program, or a limit can't be held.
     """
-    if ignore_model or plan.identity == program.identity:
+    if ignore_model or plan.identity.matches(program.identity):
         program = laid_out_for(program, plan.windows.values())
     plan.check(program, ignore_model=ignore_model)
     plan = replace(plan, cfg=program.cfg)

@@ -221,11 +221,12 @@ class Plan:
 
     def _check_model(self, program: "Program") -> None:
         mine, theirs = self.identity, program.identity
-        if mine != theirs:
-            found = theirs.model if theirs.model != mine.model else "another configuration of it"
+        if not mine.matches(theirs):
+            same = mine.same_class(theirs)
+            found = "another configuration of it" if same else theirs.model
             raise PlanError(
                 f"plan is for {mine.model}, the program is {found}: find a plan for this model, "
-                "or pass ignore_model=True to use it all the same"
+                "or use it all the same with ignore_model=True (--ignore-model of the command)"
             )
         if self.latents != program.latents.shape[1:]:
             raise PlanError(

@@ -30,7 +30,9 @@ def read_plan(path: Path) -> Plan:
     """
     try:
         text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise PlanError(f"plan {path}: can't be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
         raise PlanError(f"plan {path}: can't be read: {error}") from error
     return parse_plan(text, str(path))
 

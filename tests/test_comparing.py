@@ -1,15 +1,18 @@
 """`ditc diff` and `ditc inspect --why`."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from ditc.passes import Method, Origin, Plan
-from ditc.runtime.errors import PlanError
+from ditc.runtime.errors import BundleError, PlanError
+from ditc.runtime.variants import Index
 from ditc.tools.comparing import diff, explain
 
+from .compiled import small_bundle
 from .samples import sample
 
 SITE = "transformer_blocks.0.attn1"
@@ -55,6 +58,34 @@ def test_costs_of_other_batches_are_compared_as_shares(
     before, after = record["multiply_adds_left"]
     assert before == 1.0
     assert after == pytest.approx(1 - plan.cost.sites[SITE].full / (plan.cost.full * 3))
+
+
+def test_bundles_are_compared_by_their_plans(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bundle = tmp_path / "bundle"
+    shutil.copytree(small_bundle(), bundle)
+    plan = Plan.load(bundle / "plan.json")
+    site = plan.sites[0]
+    changed = plan.replace(1, site, "full" if plan.method(1, site) != "full" else "ast")
+    diff(bundle, saved(tmp_path / "b", changed))
+    told = capsys.readouterr().out
+    assert told.startswith(f"step    1  {site}: {plan.method(1, site)} -> ")
+    diff(bundle / "plan.json", tmp_path / "b")
+    assert capsys.readouterr().out == told
+    explain(bundle, 1, site)
+    assert capsys.readouterr().out.startswith(f"step 1, {site}: {plan.method(1, site)}\n")
+    changed.save(bundle / "plan.json")
+    with pytest.raises(BundleError, match=r"plan\.json: has .*altered"):
+        diff(bundle, bundle)
+
+
+def test_folders_without_one_plan(tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match=r"manifest\.json"):
+        diff(tmp_path, tmp_path)
+    (tmp_path / "manifest.json").write_text(Index(("64x64", "8x8"), {}).to_json())
+    with pytest.raises(BundleError, match=r"of one, 64x64\.plan\.json or 8x8\.plan\.json in it"):
+        diff(tmp_path, tmp_path)
 
 
 def test_plans_that_cannot_be_compared(tmp_path: Path) -> None:

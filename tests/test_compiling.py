@@ -142,7 +142,8 @@ def test_a_plan_for_something_else(tmp_path: Path) -> None:
         return refused(PlanError, tmp_path, lambda: schedule(program, plan))
 
     assert told(sample("fused-qkv", "cond-first").program).endswith(
-        "find a plan for this model, or pass ignore_model=True to use it all the same"
+        "find a plan for this model, or use it all the same with ignore_model=True "
+        "(--ignore-model of the command)"
     )
     assert told(small(tokens=30)) == (
         "plan is for latents [25, 16], the program has [30, 16]: find a plan at this resolution"

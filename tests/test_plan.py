@@ -265,8 +265,10 @@ def test_too_many_cells(tmp_path: Path) -> None:
 
 
 def test_a_file_that_is_missing_or_no_text(tmp_path: Path) -> None:
-    assert "can't be read: [Errno 2]" in refusal(lambda: Plan.load(tmp_path / "none.json"))
-    assert "can't be read: [Errno 21]" in refusal(lambda: Plan.load(tmp_path))
+    assert "can't be read: No such file or directory" in refusal(
+        lambda: Plan.load(tmp_path / "none.json")
+    )
+    assert "can't be read: Is a directory" in refusal(lambda: Plan.load(tmp_path))
     (tmp_path / "plan.json").write_bytes(b"\xff\xfe\x00")
     assert "can't be read" in refusal(lambda: Plan.load(tmp_path / "plan.json"))
 
@@ -282,6 +284,22 @@ def test_a_plan_for_another_model() -> None:
         lambda: plan.check(sample("single-module", "cond-first").program)
     )
     plan.check(other, ignore_model=True)
+
+
+def test_a_plan_that_a_script_saved(tmp_path: Path) -> None:
+    """The script's own class lies in `__main__` for the script, in its module for others."""
+    plan = Plan.uniform(program(), 2, "asc")
+    script = replace(plan, identity=replace(plan.identity, model="__main__.PlainDenoiser"))
+    script.check(program())
+    plan.check(replace(program(), identity=script.identity))
+    named = replace(plan.identity, model="__main__.Denoiser")
+    assert "plan is for __main__.Denoiser, the program is tests.models.PlainD" in refusal(
+        lambda: replace(plan, identity=named).check(program())
+    )
+    other = sample("merged-heads", "cond-first").program
+    assert "is for __main__.PlainDenoiser, the program is another configuration of it" in refusal(
+        lambda: script.check(other)
+    )
 
 
 def test_a_plan_for_another_resolution() -> None:

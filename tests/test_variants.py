@@ -1,5 +1,6 @@
 """Another checkpoint in a bundle: the same bytes as compiling that model, graphs untouched."""
 
+import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -91,6 +92,34 @@ def test_the_command(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture
     )
 
 
+def test_a_folder_of_one_file_or_of_shards(bundle: Path, tmp_path: Path) -> None:
+    whole, shards = tmp_path / "whole", tmp_path / "shards"
+    whole.mkdir()
+    shards.mkdir()
+    file = saved(whole / "diffusion_pytorch_model.safetensors")
+    names = sorted(tensors := load_file(file))
+    parts = {"part-1.safetensors": names[::2], "part-2.safetensors": names[1::2]}
+    for part, own in parts.items():
+        save_file({name: tensors[name] for name in own}, shards / part)
+    index = {"weight_map": {name: part for part, own in parts.items() for name in own}}
+    (shards / "model.safetensors.index.json").write_text(json.dumps(index))
+    expected = swap_weights(bundle, file, tmp_path / "expected")
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    assert Bundle.open(expected, threads=1).manifest.weights_sha256 == digest
+    command = ["weights", str(bundle), "--from"]
+    assert main([*command, str(whole), "-o", str(tmp_path / "one")]) == 0
+    assert tree(tmp_path / "one") == tree(expected)
+    assert main([*command, str(shards), "-o", str(tmp_path / "several")]) == 0
+    for path in expected.iterdir():
+        if path.name != "manifest.json":
+            assert (tmp_path / "several" / path.name).read_bytes() == path.read_bytes()
+    lines = [
+        f"{hashlib.sha256((shards / part).read_bytes()).hexdigest()}  {part}\n" for part in parts
+    ]
+    told = Bundle.open(tmp_path / "several", threads=1).manifest.weights_sha256
+    assert told == hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
 def refusal(bundle: Path, checkpoint: Path, place: Path) -> str:
     before = tree(place.parent)
     with pytest.raises(BundleError) as caught:
@@ -122,4 +151,9 @@ def test_checkpoints_that_do_not_fit(
 def test_what_is_no_checkpoint_or_no_bundle(bundle: Path, tmp_path: Path) -> None:
     (tmp_path / "text").write_text("weights")
     assert "can't be read as safetensors" in refusal(bundle, tmp_path / "text", tmp_path / "place")
+    (tmp_path / "empty").mkdir()
+    assert "expected one safetensors file" in refusal(bundle, tmp_path / "empty", tmp_path / "new")
+    assert "is neither a safetensors file nor a folder with any" in refusal(
+        bundle, tmp_path / "none", tmp_path / "place"
+    )
     assert "is no folder" in refusal(tmp_path / "none", tmp_path / "text", tmp_path / "place")

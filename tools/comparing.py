@@ -6,7 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ditc.passes import Method, Plan
-from ditc.runtime.errors import PlanError
+from ditc.runtime.errors import BundleError, PlanError
+from ditc.runtime.files import PLAN_FILE, check_files
+from ditc.runtime.variants import read_manifest, variants_of
 
 from .thresholds import error_limit, threshold_of
 
@@ -16,10 +18,16 @@ __all__ = ["diff", "explain"]
 def diff(first: Path, second: Path, *, as_json: bool = False) -> None:
     """Print how two plans differ, cell by cell and in the multiply-adds they leave.
 
+    Args:
+        first: plan file, or a bundle's folder for the plan in it.
+        second: the same.
+        as_json: for programs to read.
+
     Raises:
-        PlanError: if one can't be read, or they have other steps or sites.
+        BundleError: if a folder holds no bundle, or several variants.
+        PlanError: if a plan can't be read, or they have other steps or sites.
     """
-    before, after = Plan.load(first), Plan.load(second)
+    before, after = _loaded(first), _loaded(second)
     if before.steps != after.steps:
         raise PlanError(f"{first} has {before.steps} steps, {second} has {after.steps}")
     if set(before.sites) != set(after.sites):
@@ -44,13 +52,27 @@ def diff(first: Path, second: Path, *, as_json: bool = False) -> None:
     )
 
 
+def _loaded(path: Path) -> Plan:
+    if not path.is_dir():
+        return Plan.load(path)
+    variants = variants_of(path)
+    if variants:
+        plans = " or ".join(f"{name}.{PLAN_FILE}" for name in variants)
+        raise BundleError(f"{path}: holds several variants: give the plan of one, {plans} in it")
+    files = read_manifest(path).files
+    if PLAN_FILE not in files:
+        raise BundleError(f"{path}: has no {PLAN_FILE}: compile the bundle again")
+    check_files(path, {PLAN_FILE: files[PLAN_FILE]})
+    return Plan.load(path / PLAN_FILE)
+
+
 def explain(path: Path, step: int, site: str, *, as_json: bool = False) -> None:
     """Print why a cell of a plan has its method.
 
     Raises:
         PlanError: if the plan has no such cell.
     """
-    plan = Plan.load(path)
+    plan = _loaded(path)
     if not 0 <= step < plan.steps:
         raise PlanError(f"step {step}: the plan has steps 0 to {plan.steps - 1}")
     if site not in plan.windows:

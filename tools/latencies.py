@@ -112,8 +112,8 @@ class Latencies:
         Raises:
             PlanError: naming what differs.
         """
-        if self.identity != program.identity:
-            same = self.identity.model == program.identity.model
+        if not self.identity.matches(program.identity):
+            same = self.identity.same_class(program.identity)
             found = "another configuration of it" if same else program.identity.model
             raise PlanError(
                 f"latencies are of {self.identity.model}, the model is {found}: {AGAIN}"
