@@ -119,6 +119,11 @@ class Plan:
             for name, cost in self.cost.sites.items()
         )
 
+    def attention_left(self) -> float:
+        """Return the share of its sites' multiply-adds that it leaves; 1 without sites."""
+        full = sum(cost.full for cost in self.cost.sites.values()) * self.steps
+        return self.site_multiply_adds() / full if full else 1.0
+
     def multiply_adds_left(self) -> float:
         """Return the share of a generation's multiply-adds that it leaves.
 

@@ -15,6 +15,7 @@ __all__ = [
     "WEIGHTS_FILE",
     "check_files",
     "check_relative",
+    "check_sizes",
     "read_text",
 ]
 
@@ -75,13 +76,7 @@ def check_files(root: Path, files: Mapping[str, _Expected]) -> None:
     Raises:
         BundleError: if a file is missing, a link, cut short or altered.
     """
-    for path, info in files.items():
-        size = _regular_file(root, path).stat().st_size
-        if size != info.bytes:
-            raise BundleError(
-                f"{root / path}: has {size} bytes, expected {info.bytes}; it was cut short or "
-                f"altered, {AGAIN}"
-            )
+    check_sizes(root, files)
     for path, info in files.items():
         with (root / path).open("rb") as file:
             found = hashlib.file_digest(file, "sha256").hexdigest()
@@ -89,6 +84,21 @@ def check_files(root: Path, files: Mapping[str, _Expected]) -> None:
             raise BundleError(
                 f"{root / path}: has the SHA-256 {found}, expected {info.sha256}; it was altered, "
                 f"{AGAIN}"
+            )
+
+
+def check_sizes(root: Path, files: Mapping[str, _Expected]) -> None:
+    """Check that every file is there, with its size; none is read.
+
+    Raises:
+        BundleError: if a file is missing, a link, or of another size.
+    """
+    for path, info in files.items():
+        size = _regular_file(root, path).stat().st_size
+        if size != info.bytes:
+            raise BundleError(
+                f"{root / path}: has {size} bytes, expected {info.bytes}; it was cut short or "
+                f"altered, {AGAIN}"
             )
 
 

@@ -1,6 +1,7 @@
 """The `ditc` command: what each one writes, exit codes, and which run without torch."""
 
 import json
+import shutil
 import subprocess
 import sys
 from importlib.metadata import version
@@ -375,7 +376,9 @@ def test_inspect_a_bundle(capsys: Capture) -> None:
     assert lines[1] == "model      tests.models.PlainDenoiser"
     assert lines[2] == "target     onnx, fp32, CFG cond-first"
     assert "input      x float32 [4, 25, 16] (latents)" in lines
-    assert "slots      2 in 1 storages, 0.01 MB" in lines
+    assert "slots      2 in 1 storages, 6.40 kB" in lines
+    (left,) = (line for line in lines if line.startswith("left       "))
+    assert left.endswith(" of the model's multiply-adds")
     assert lines[-3] == "attentions.0  #wc."
     assert lines[-1] == "full 25%, asc 25%, wa-rs 25%, ast 25%"
     assert [line.split()[0] for line in lines if line.startswith("b0")] == [
@@ -397,9 +400,26 @@ def test_inspect_a_plan(capsys: Capture) -> None:
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == f"plan       {path}"
     assert "attentions.0  #wc." in lines
+    assert "found by   no search" in lines
+    plan = Plan.load(path)
+    assert (
+        f"left       {plan.attention_left():.1%} of attention and {plan.multiply_adds_left():.1%} "
+        "of the model's multiply-adds"
+    ) in lines
+    assert 0.0 < plan.attention_left() < plan.multiply_adds_left() < 1.0
     assert main(["inspect", str(path), "--json"]) == 0
     assert capsys.readouterr().out == path.read_text()
     assert Plan.load(path).steps == 4
+
+
+def test_inspect_wants_all_files(capsys: Capture, tmp_path: Path) -> None:
+    place = tmp_path / "bundle"
+    shutil.copytree(small_bundle(), place)
+    for arguments in ((), ("--json",)):
+        (place / "b01.onnx").unlink(missing_ok=True)
+        assert "b01.onnx: is missing" in fails(capsys, "inspect", place, *arguments)
+        (place / "b01.onnx").write_bytes(b"short")
+        assert "b01.onnx: has 5 bytes, expected " in fails(capsys, "inspect", place, *arguments)
 
 
 def test_inspect_shows_the_schema(capsys: Capture) -> None:

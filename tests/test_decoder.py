@@ -22,6 +22,7 @@ from ditc.runtime import Bundle
 from ditc.runtime.decoder import DecoderInfo
 from ditc.runtime.errors import BundleError, EngineError, LoweringError
 from ditc.runtime.manifest import Manifest
+from ditc.tools.cli import main
 from ditc.tools.open_sora import STDiT3
 
 from . import models
@@ -116,6 +117,14 @@ def test_videos_are_decoded_frame_by_frame() -> None:
     for sample in range(2):
         right = expected(vae(4), latents[sample].transpose(1, 0, 2, 3))
         assert off(found[sample], right) <= 1
+
+
+def test_inspect_tells_the_decoder(capsys: pytest.CaptureFixture[str]) -> None:
+    info = bundle().manifest.decoder
+    assert info is not None
+    assert main(["inspect", str(place())]) == 0
+    said = f"decoder    {list(info.input.shape)} to {list(info.output.shape)}, "
+    assert said in capsys.readouterr().out
 
 
 def test_the_manifest_tells_the_decoder() -> None:

@@ -625,7 +625,7 @@ def test_a_bundle_that_computes_nothing_is_shown(
     buckets = tuple(replace(bucket, multiply_adds=0) for bucket in manifest.buckets)
     bundles.write_manifest(folder, replace(manifest, buckets=buckets))
     assert main(["inspect", str(folder)]) == 0
-    assert f"{'full':<6}  {0:>11.3f} G  {0:>7.1%}" in capsys.readouterr().out
+    assert f"{'full':<6}  {0:>13}  {0:>7.1%}" in capsys.readouterr().out
 
 
 def test_plans_too_large_to_draw(tmp_path: Path) -> None:

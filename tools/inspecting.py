@@ -12,8 +12,11 @@ from ditc.passes.showing import ranges
 from ditc.runtime.batches import resized
 from ditc.runtime.calls import calls_of
 from ditc.runtime.errors import DitcError
+from ditc.runtime.files import check_sizes
 from ditc.runtime.manifest import WEIGHTS_FILE, Manifest
 from ditc.runtime.variants import Index, read_index, read_manifest
+
+from .report_words import byte_size, quantity
 
 if TYPE_CHECKING:
     from ditc.passes.curve import Curve
@@ -33,7 +36,7 @@ def inspect(path: Path, *, variant: str | None = None, as_json: bool = False) ->
         as_json: for programs to read.
 
     Raises:
-        DitcError: if the path holds neither.
+        DitcError: if the path holds neither, or a bundle's file is missing or of another size.
     """
     if path.is_dir():
         text = _bundle_text(path, variant, as_json=as_json)
@@ -52,8 +55,10 @@ def show_schema() -> None:
 def _bundle_text(path: Path, variant: str | None, *, as_json: bool) -> str:
     index = read_index(path) if variant is None else None
     if index is not None:
+        check_sizes(path, index.files)
         return index.to_json() if as_json else "\n".join(_variant_lines(path, index)) + "\n"
     manifest = read_manifest(path, variant)
+    check_sizes(path, manifest.files)
     return manifest.to_json() if as_json else "\n".join(_bundle_lines(path, manifest)) + "\n"
 
 
@@ -61,7 +66,7 @@ def _variant_lines(path: Path, index: Index) -> Iterator[str]:
     """Yield what variants have in common, and a line on each."""
     total = sum(record.bytes for record in index.files.values())
     yield f"bundle     {path}"
-    yield f"bytes      {total / 1e6:.2f} MB, of which all variants share the weights"
+    yield f"bytes      {byte_size(total)}, of which all variants share the weights"
     for name in index.variants:
         manifest = read_manifest(path, name)
         latents = manifest.input_of("latents")
@@ -69,7 +74,7 @@ def _variant_lines(path: Path, index: Index) -> Iterator[str]:
         yield (
             f"variant    {name}: latents {list(latents.shape) if latents else 'none'}, "
             f"{manifest.steps} steps, {len(manifest.buckets)} buckets of "
-            f"{bytes_by_part(manifest)['graphs'] / 1e6:.2f} MB, {slots / 1e6:.2f} MB of slots"
+            f"{byte_size(bytes_by_part(manifest)['graphs'])}, {byte_size(slots)} of slots"
         )
     yield "each in full with --variant NAME"
 
@@ -93,7 +98,7 @@ def _bundle_lines(path: Path, manifest: Manifest) -> Iterator[str]:
     yield f"target     {manifest.target}, {manifest.precision}, CFG {manifest.cfg or 'none'}"
     yield from _engine(manifest)
     yield f"sampler    {manifest.sampler.scheduler if manifest.sampler else 'none'}"
-    yield "bytes      " + ", ".join(f"{name} {size / 1e6:.2f} MB" for name, size in parts.items())
+    yield "bytes      " + ", ".join(f"{name} {byte_size(size)}" for name, size in parts.items())
     least, largest = manifest.batches
     if manifest.dynamic is not None:
         yield f"batch      {least} to {largest} samples; shapes are of {manifest.samples}"
@@ -105,15 +110,17 @@ def _bundle_lines(path: Path, manifest: Manifest) -> Iterator[str]:
     most = "" if manifest.dynamic is None else f" for {largest} samples"
     yield (
         f"slots      {len(manifest.slots)} in {len(storages)} storages, "
-        f"{sum(storages.values()) / 1e6:.2f} MB{most}"
+        f"{byte_size(sum(storages.values()))}{most}"
     )
     yield from _prologue(manifest)
+    yield from _decoder(manifest)
+    yield from _left(path, manifest)
     yield ""
     full = max(bucket.multiply_adds for bucket in manifest.buckets) or 1
     yield "bucket  multiply-adds  of most  reads  writes  steps"
     for bucket in manifest.buckets:
         yield (
-            f"{bucket.name:<6}  {bucket.multiply_adds / 1e9:>11.3f} G  "
+            f"{bucket.name:<6}  {quantity(bucket.multiply_adds):>13}  "
             f"{bucket.multiply_adds / full:>7.1%}  {len(bucket.reads):>5}  "
             f"{len(bucket.writes):>6}  {ranges(bucket.steps)}"
         )
@@ -149,8 +156,8 @@ def _prologue(manifest: Manifest) -> Iterator[str]:
         yield "prologue   none"
         return
     yield (
-        f"prologue   {prologue.stored_bytes / 1e6:.2f} MB kept; spares the steps "
-        f"{prologue.weight_bytes / 1e6:.2f} MB of weights and {prologue.multiply_adds / 1e9:.3f} G "
+        f"prologue   {byte_size(prologue.stored_bytes)} kept; spares the steps "
+        f"{byte_size(prologue.weight_bytes)} of weights and {quantity(prologue.multiply_adds)} "
         "multiply-adds each"
     )
     last = prologue.all_steps or prologue.step
@@ -159,13 +166,41 @@ def _prologue(manifest: Manifest) -> Iterator[str]:
             size = sum(info.nbytes for info in part.outputs)
             yield (
                 f"           once for {often}: {', '.join(part.inputs) or 'weights alone'} to "
-                f"{len(part.outputs)} values of {size / 1e6:.2f} MB, "
-                f"{part.multiply_adds / 1e9:.3f} G multiply-adds"
+                f"{len(part.outputs)} values of {byte_size(size)}, "
+                f"{quantity(part.multiply_adds)} multiply-adds"
             )
+
+
+def _decoder(manifest: Manifest) -> Iterator[str]:
+    """Yield what makes pictures of the latents, where anything does."""
+    info = manifest.decoder
+    if info is not None:
+        yield (
+            f"decoder    {list(info.input.shape)} to {list(info.output.shape)}, "
+            f"{quantity(info.multiply_adds)} multiply-adds a picture"
+        )
+
+
+def _left(path: Path, manifest: Manifest) -> Iterator[str]:
+    """Yield what is left of the uncompressed multiply-adds, where the bundle's plan tells."""
+    from .report_data import read_facts  # which draws on this module
+
+    try:
+        costs = read_facts(path, manifest.variant).costs
+    except DitcError:  # it has no sites, or too many, or methods of a later version
+        return
+    if costs is not None:
+        yield _share(costs.attention_left, costs.model_left)
+
+
+def _share(attention: float, model: float) -> str:
+    return f"left       {attention:.1%} of attention and {model:.1%} of the model's multiply-adds"
 
 
 def _plan_text(path: Path, *, as_json: bool) -> str:
     from ditc.passes.merging import Merging
+
+    from .report_plan import notes_of
 
     plan = Plan.load(path)
     if as_json:
@@ -175,6 +210,8 @@ def _plan_text(path: Path, *, as_json: bool) -> str:
         f"model      {plan.identity.model}",
         f"latents    {list(plan.latents)}, CFG {plan.cfg or 'none'}",
         f"steps      {plan.steps}, scheduler {plan.scheduler or 'not stated'}",
+        *(f"{label:<9}  {text}" for label, text in notes_of(plan)),
+        _share(plan.attention_left(), plan.multiply_adds_left()),
         "",
         *_grid(plan.cells),
         "",
