@@ -23,7 +23,7 @@ try:
 except ImportError:  # no such locks on this system: what a killed build left stays
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["records", "staged"]
+__all__ = ["check_place", "records", "staged"]
 
 AT_CWD = -100
 """`AT_FDCWD`, and the flag of renameat2(2) that exchanges."""
@@ -42,8 +42,8 @@ def staged(place: Path) -> Iterator[Path]:
     Raises:
         BundleError: if `place` holds something that is no bundle, or files can't be written.
     """
+    check_place(place)
     place = Path(os.path.realpath(place))
-    _check_place(place)
     made = [parent for parent in place.parents if not parent.exists()]
     folder, lock = None, None
     try:
@@ -92,7 +92,13 @@ def _open_to_readers(folder: Path) -> None:
         path.chmod(0o755 if path.is_dir() else 0o644)
 
 
-def _check_place(place: Path) -> None:
+def check_place(place: Path) -> None:
+    """Refuse a place that holds anything but a bundle, or nothing.
+
+    Raises:
+        BundleError: naming what is there.
+    """
+    place = Path(os.path.realpath(place))
     if not place.exists() or (place.is_dir() and not any(place.iterdir())):
         return
     listed = _listed(place / MANIFEST_FILE)

@@ -49,7 +49,7 @@ def with_tile_layout(
             way, naming the operator.
         PlanError: if there are no such tiles on the grid.
     """
-    layout = TileLayout(tuple(grid or _grid(program, len(tile))), tuple(tile))
+    layout = TileLayout(tuple(grid or _grid(program, tile)), tuple(tile))
     present = {site.tiles for site in program.sites} - {None}
     if present == {layout}:
         return program
@@ -80,8 +80,9 @@ def laid_out_for(program: Program, windows: Iterable[SiteWindow]) -> Program:
     return with_tile_layout(program, layouts[0].tile, layouts[0].grid)
 
 
-def _grid(program: Program, rank: int) -> tuple[int, ...]:
+def _grid(program: Program, tile: Sequence[int]) -> tuple[int, ...]:
     """Return the grid of the program, or of the sites with most tokens that lie on one."""
+    rank, other = len(tile), None
     if program.grid is not None and len(program.grid) == rank:
         return program.grid
     able = [site for site in program.sites if site.eligible]
@@ -90,8 +91,21 @@ def _grid(program: Program, rank: int) -> tuple[int, ...]:
         found = token_grid(alike, program.latents.shape, None, program.example)
         if found is not None and len(found) == rank:
             return found
+        other = other or found
+    if program.grid is not None or other is not None:
+        raise _other_rank(program.grid or other or (), tile)
     raise PassError(
         f"the grid that image tokens lie on, of {rank} axes, can't be told: state it with grid="
+    )
+
+
+def _other_rank(grid: tuple[int, ...], tile: Sequence[int]) -> PassError:
+    pairs = zip(tile[-len(grid) :], grid[-len(tile) :], strict=True)  # of the last axes
+    sizes = [min(side, most) for side, most in pairs]
+    fitting = [1] * (len(grid) - len(sizes)) + sizes
+    return PassError(
+        f"the model's grid has {len(grid)} axes ({' x '.join(map(str, grid))}), the tile "
+        f"{'x'.join(map(str, tile))} has {len(tile)}: give tile:{'x'.join(map(str, fitting))}"
     )
 
 

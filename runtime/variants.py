@@ -24,8 +24,10 @@ from .fields import (
 from .files import MANIFEST_FILE, check_files, check_relative, read_text
 from .manifest import FORMAT, VERSION, Manifest, read_version
 
-__all__ = ["Index", "check_variant_name", "read_index", "read_manifest", "variants_of"]
+__all__ = ["PIPELINE", "Index", "check_variant_name", "read_index", "read_manifest", "variants_of"]
 
+PIPELINE = "model_index.json"
+"""The file that tells a folder of a diffusers pipeline."""
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 
 
@@ -91,6 +93,10 @@ def read_index(root: Path) -> Index | None:
     Raises:
         BundleError: if there is no bundle, or its manifest is malformed.
     """
+    if (root / PIPELINE).is_file() and not (root / MANIFEST_FILE).exists():
+        raise BundleError(
+            f"{root}: is a diffusers pipeline, no bundle: compile it with 'ditc compile'"
+        )
     value = read_version(load_json(read_text(root, MANIFEST_FILE), MANIFEST_FILE))
     return Index.from_json(value) if "variants" in value else None
 

@@ -117,7 +117,7 @@ def test_compile_a_factory(capsys: Capture, factory: Path) -> None:
     assert captured.err == "capture: done\ncompile: done\n"
     foretold, told = captured.out.splitlines()[:2]
     assert foretold.startswith("in memory at once, predicted for 2 samples: 0.")
-    assert ", 1 slots 0.01 MB and what the prologue keeps 0.0" in foretold
+    assert ", 1 slot 0.01 MB and what the prologue keeps 0.0" in foretold
     assert told.startswith("out/bundle: 2 buckets for 2 steps, 0.")
     assert " of attention and " in captured.out
     assert Bundle.open(factory / "out" / "bundle", threads=1).steps == 2
@@ -157,7 +157,7 @@ def test_compile_under_limits(capsys: Capture, factory: Path) -> None:
         return capsys.readouterr().out.splitlines()
 
     assert told("--max-slot-bytes", "1")[0] == (
-        "1 slots given up, least valuable first: attentions.0.output"
+        "1 slot given up, least valuable first: attentions.0.output"
     )
     assert told("--max-buckets", "1")[1] == (
         "2 graphs were merged to 1, which keeps 0.0% of what the plan saves and costs 2.00 x at "

@@ -8,10 +8,12 @@ from ditc.runtime.targets import PRECISIONS, WEIGHTS_MODES
 from .argument_types import batch_range, limit, positive, seed, target, variant, window
 
 __all__ = [
+    "add_bench_options",
     "add_compare_options",
     "add_compile_options",
     "add_engine_options",
     "add_json_option",
+    "add_report_options",
     "add_run_options",
     "add_search_options",
     "add_variant_option",
@@ -213,10 +215,38 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--negative", action="append", default=[], metavar="NAME=VALUES", help="unconditional half"
     )
-    parser.add_argument(
-        "--fps", type=positive, default=24, help="frames a second of a video file (24)"
-    )
+    parser.add_argument("--fps", type=positive, help="frames a second of a video file (24)")
     add_engine_options(parser)
+
+
+def add_bench_options(parser: argparse.ArgumentParser) -> None:
+    """Add what `ditc bench` takes."""
+    parser.add_argument("what", metavar="BUNDLE|MODEL", help="bundle folder; with --sites a MODEL")
+    parser.add_argument("--rounds", type=positive, default=9, help="rounds of timing (9)")
+    parser.add_argument(
+        "--sites", action="store_true", help="time the sites of a model, as search --latency reads"
+    )
+    parser.add_argument("-o", "--out", type=Path, help="latencies to write, with --sites")
+    add_window_option(parser, "band")
+    parser.add_argument("--samples", type=positive, help="--sites: at once (as the call makes)")
+    parser.add_argument("--call", default="{}", help="--sites: the pipeline's arguments, JSON")
+    add_json_option(parser)
+    add_engine_options(parser)
+
+
+def add_report_options(parser: argparse.ArgumentParser) -> None:
+    """Add what `ditc report` takes."""
+    parser.add_argument("path", type=Path, help="bundle folder or plan.json")
+    add_variant_option(parser)
+    parser.add_argument("-o", "--out", type=Path, required=True, help="HTML file to write")
+    parser.add_argument("--png", type=Path, help="write the heat map as a picture too")
+    parser.add_argument("--bench", type=Path, help="what 'ditc bench --json' printed of the bundle")
+    parser.add_argument("--demo", type=Path, help="folder that 'ditc demo' wrote")
+    parser.add_argument(
+        "--pareto",
+        type=Path,
+        help="JSON list of plans: latency_ms or multiply_adds_left, loss, threshold, label",
+    )
 
 
 def add_compare_options(parser: argparse.ArgumentParser) -> None:

@@ -6,14 +6,37 @@ import sys
 import time
 from collections import Counter
 from dataclasses import asdict
+from pathlib import Path
 
 from ditc.runtime import Bundle
+from ditc.runtime.errors import DitcError
+from ditc.runtime.files import MANIFEST_FILE
+from ditc.runtime.variants import PIPELINE
 
 from .progress import progress
 from .running import example_inputs, open_bundle
 from .timing import Timing, timing
 
-__all__ = ["bench", "time_buckets", "time_prologue"]
+__all__ = ["bench", "check_bench_options", "time_buckets", "time_prologue"]
+
+
+def check_bench_options(options: argparse.Namespace) -> None:
+    """Refuse what only holds for sites, and a pipeline without them.
+
+    Raises:
+        DitcError: if a bundle is to be timed, and an option is of sites, or what is named is a
+            pipeline.
+    """
+    place, given = Path(options.what), {"--call": options.call != "{}"}
+    given |= {f"--{name}": getattr(options, name) is not None for name in ("window", "samples")}
+    for option, is_given in given.items():
+        if is_given:
+            raise DitcError(f"{option}: is of --sites, a bundle has its own: leave it out")
+    if (place / PIPELINE).is_file() and not (place / MANIFEST_FILE).exists():
+        raise DitcError(
+            f"{place}: is a diffusers pipeline, no bundle: compile it with 'ditc compile', or time "
+            "its sites with --sites -o FILE"
+        )
 
 
 def bench(options: argparse.Namespace) -> None:

@@ -10,21 +10,25 @@ import torch
 
 from ditc.export import capture_decoder
 from ditc.export import compile as compile_bundle
+from ditc.export.bundle import check_place
 from ditc.export.joining import joined
+from ditc.export.library import find_library
 from ditc.passes import Plan, Program, Schedule, schedule, schedule_cost
 from ditc.passes.memory import prologue_bytes, weight_bytes
 from ditc.passes.merging import Latencies as SiteMilliseconds
 from ditc.passes.nearing import Earlier
 from ditc.runtime.errors import DitcError, LoweringError
+from ditc.runtime.targets import parse_target
 
+from .counted import counted
 from .earlier import earlier_of, replaced
 from .latencies import Latencies
-from .models import load_recording, parse_call
+from .models import check_steps, load_recording, parse_call
 from .progress import progress
 from .samples import check_samples
 from .windows import windowed, with_windows
 
-__all__ = ["build"]
+__all__ = ["build", "built_of"]
 
 NEAR = 1.1
 """How many times the cost of merging anew it may come to, to stay near what is replaced."""
@@ -37,6 +41,10 @@ def build(options: argparse.Namespace) -> None:
         DitcError: if model, plan, target or place are at fault; nothing is left behind then.
     """
     call = parse_call(options.call)
+    paths = [options.plan] if options.variant is None else [entry[3] for entry in options.variant]
+    for path in paths:
+        check_steps(call, Plan.load(path).steps, f"the plan {path} has")
+    _check(options)
     if options.variant is None:
         _build(options, Plan.load(options.plan), call, options.out, None)
         return
@@ -58,6 +66,26 @@ def build(options: argparse.Namespace) -> None:
     )
 
 
+def _check(options: argparse.Namespace) -> None:
+    """Check what needs no model, before one is loaded.
+
+    Raises:
+        DitcError: if target, weights, place or latencies are at fault.
+    """
+    target = parse_target(options.target)
+    baked = options.weights == "baked"
+    if baked and not target.libraries:
+        raise DitcError(
+            f"--weights baked: target {target} has no engines to hold them: leave it out, or "
+            "compile with another --target"
+        )
+    if target.libraries:
+        find_library(target, refit=baked)
+    check_place(options.out)
+    if options.latency is not None:
+        Latencies.load(options.latency)
+
+
 def _build(
     options: argparse.Namespace,
     plan: Plan,
@@ -74,6 +102,11 @@ def _build(
         out: folder to write.
         variant: name of the variant, None for a bundle of one.
     """
+    near = None
+    if options.near is not None:
+        near = earlier_of(options.near, variant)
+    elif not options.regroup:
+        near = replaced(options.out, variant)
     with progress("capture", 1) as advance:
         recording = load_recording(
             options.model,
@@ -92,11 +125,6 @@ def _build(
     decoder, without = None, ""
     if recording.vae is not None and not options.no_decoder:
         decoder, without = _decoder(recording.vae, program)
-    near = None
-    if options.near is not None:
-        near = earlier_of(options.near, variant)
-    elif not options.regroup:
-        near = replaced(options.out, variant)
     sched = schedule(
         program,
         plan,
@@ -147,17 +175,24 @@ def _build(
     cost = schedule_cost(limited)
     total = sum(file.stat().st_size for file in place.rglob("*") if file.is_file())
     sys.stdout.write(
-        f"{variant or place}: {len(limited.buckets)} buckets for {sched.steps} steps, "
+        f"{variant or place}: {counted(len(limited.buckets), 'bucket')} for "
+        f"{counted(sched.steps, 'step')}, "
         f"{total / 1e6:.2f} MB, "
         f"{cost.attention_left:.1%} of attention and {cost.model_left:.1%} of the model's "
         f"multiply-adds left\n"
-        f"{built} of {len(graphs)} graphs built, the others found in the cache\n"
+        f"{built_of(built, len(graphs))}\n"
     )
     sys.stdout.writelines(
         f"{line}\n"
         for line in told
         if ": engine " in line or line.startswith(("warning: ", "fp16: "))
     )
+
+
+def built_of(built: int, of: int) -> str:
+    """Say how many of a bundle's graphs were built, and what of the others, if any."""
+    text = f"{built} of {counted(of, 'graph')} built"
+    return text if built == of else f"{text}, the others found in the cache"
 
 
 def _decoder(vae: torch.nn.Module, program: Program) -> tuple[Program | None, str]:
@@ -175,14 +210,14 @@ def _foretold(sched: Schedule, most: int) -> Iterator[str]:
     """Yield what is known before anything is built, of memory for the most samples."""
     if sched.dropped:
         names = ", ".join(slot.name for slot in sched.dropped)
-        yield f"{len(sched.dropped)} slots given up, least valuable first: {names}"
+        yield f"{counted(len(sched.dropped), 'slot')} given up, least valuable first: {names}"
     times, weights = most / sched.program.samples, weight_bytes(sched.program)
     kept, slots = prologue_bytes(sched.program) * times, sched.peak_slot_bytes * times
     peak = weights + (sched.peak_bytes - weights) * times
     yield (
-        f"in memory at once, predicted for {most} samples: {peak / 1e6:.2f} MB, of which weights "
-        f"take {weights / 1e6:.2f} MB, {len(sched.slots)} slots {slots / 1e6:.2f} MB and what the "
-        f"prologue keeps {kept / 1e6:.2f} MB"
+        f"in memory at once, predicted for {counted(most, 'sample')}: {peak / 1e6:.2f} MB, of "
+        f"which weights take {weights / 1e6:.2f} MB, {counted(len(sched.slots), 'slot')} "
+        f"{slots / 1e6:.2f} MB and what the prologue keeps {kept / 1e6:.2f} MB"
     )
     curve, count = sched.curve, len(sched.buckets)
     if curve is not None and count < curve.buckets:

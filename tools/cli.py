@@ -15,15 +15,17 @@ from ditc.runtime.errors import DitcError, install
 
 from .argument_types import positive
 from .arguments import (
+    add_bench_options,
     add_compare_options,
     add_compile_options,
     add_engine_options,
     add_json_option,
+    add_report_options,
     add_run_options,
     add_search_options,
     add_variant_option,
-    add_window_option,
 )
+from .places import check_place
 from .terminating import terminable
 
 __all__ = ["main"]
@@ -31,10 +33,14 @@ __all__ = ["main"]
 OUT_OF_MEMORY = "DefaultCPUAllocator: can't allocate memory"
 """What torch says where there is none."""
 
+PAGES = (".html", ".htm")
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
-    options = _parser().parse_args(arguments)
+    options, unknown = _parser().parse_known_args(arguments)
+    if unknown:
+        options.misused(f"unrecognized arguments: {' '.join(unknown)}")
     try:
         with terminable():
             options.run(options)
@@ -96,6 +102,8 @@ def _parser() -> argparse.ArgumentParser:
     _add_bench(commands)
     _add_report(commands)
     _add_weights(commands)
+    for command in commands.choices.values():
+        command.set_defaults(misused=command.error)
     return parser
 
 
@@ -119,8 +127,8 @@ def _add_search(commands: Commands) -> None:
 
 def _add_diff(commands: Commands) -> None:
     parser = commands.add_parser("diff", help="show how two plans differ")
-    parser.add_argument("first", type=Path, metavar="A")
-    parser.add_argument("second", type=Path, metavar="B")
+    parser.add_argument("first", type=Path, metavar="A", help="plan file or bundle folder")
+    parser.add_argument("second", type=Path, metavar="B", help="the same")
     add_json_option(parser)
     parser.set_defaults(run=_diff)
 
@@ -167,33 +175,13 @@ def _add_bench(commands: Commands) -> None:
     parser = commands.add_parser(
         "bench", help="time a bundle's buckets, or each method at each site of a model"
     )
-    parser.add_argument("what", metavar="BUNDLE|MODEL", help="bundle folder; with --sites a MODEL")
-    parser.add_argument("--rounds", type=positive, default=9, help="rounds of timing (9)")
-    parser.add_argument(
-        "--sites", action="store_true", help="time the sites of a model, as search --latency reads"
-    )
-    parser.add_argument("-o", "--out", type=Path, help="latencies to write, with --sites")
-    add_window_option(parser, "band")
-    parser.add_argument("--samples", type=positive, help="--sites: at once (as the call makes)")
-    parser.add_argument("--call", default="{}", help="--sites: the pipeline's arguments, JSON")
-    add_json_option(parser)
-    add_engine_options(parser)
-    parser.set_defaults(run=_bench, misused=parser.error)
+    add_bench_options(parser)
+    parser.set_defaults(run=_bench)
 
 
 def _add_report(commands: Commands) -> None:
     parser = commands.add_parser("report", help="show a bundle or a plan as one HTML file")
-    parser.add_argument("path", type=Path, help="bundle folder or plan.json")
-    add_variant_option(parser)
-    parser.add_argument("-o", "--out", type=Path, required=True, help="HTML file to write")
-    parser.add_argument("--png", type=Path, help="write the heat map as a picture too")
-    parser.add_argument("--bench", type=Path, help="what 'ditc bench --json' printed of the bundle")
-    parser.add_argument("--demo", type=Path, help="folder that 'ditc demo' wrote")
-    parser.add_argument(
-        "--pareto",
-        type=Path,
-        help="JSON list of plans: latency_ms or multiply_adds_left, loss, threshold, label",
-    )
+    add_report_options(parser)
     parser.set_defaults(run=_report)
 
 
@@ -201,7 +189,11 @@ def _add_weights(commands: Commands) -> None:
     parser = commands.add_parser("weights", help="put another checkpoint's weights into a bundle")
     parser.add_argument("bundle", type=Path)
     parser.add_argument(
-        "--from", dest="checkpoint", type=Path, required=True, help="safetensors file"
+        "--from",
+        dest="checkpoint",
+        type=Path,
+        required=True,
+        help="safetensors file, or a folder that holds one or several with their index",
     )
     parser.add_argument("-o", "--out", type=Path, help="folder to write (the bundle's own)")
     parser.set_defaults(run=_weights)
@@ -262,8 +254,10 @@ def _diff(options: argparse.Namespace) -> None:
 
 
 def _compare(options: argparse.Namespace) -> None:
-    from .comparing_images import compare
-
+    try:
+        from .comparing_images import compare
+    except ModuleNotFoundError as error:
+        raise DitcError(f"{error.name} is not installed: {install('dev')}") from error
     compare(options)
 
 
@@ -281,8 +275,9 @@ def _bench(options: argparse.Namespace) -> None:
 
         bench_sites(options)
         return
-    from .bench import bench
+    from .bench import bench, check_bench_options
 
+    check_bench_options(options)
     options.bundle = Path(options.what)
     bench(options)
 
@@ -290,6 +285,9 @@ def _bench(options: argparse.Namespace) -> None:
 def _report(options: argparse.Namespace) -> None:
     from .report import report
 
+    check_place("--out", options.out)
+    if options.out.suffix not in PAGES:
+        raise DitcError(f"--out {options.out}: is written as HTML: end it in .html")
     report(options)
 
 

@@ -13,6 +13,7 @@ import torch
 from ditc.runtime.errors import DitcError
 
 from .clip_score import clip_score
+from .counted import counted
 from .glyphs import IMAGE_SIZE, GlyphFeatures
 from .image_sets import ImageSet, read_pair
 from .quality import SSIM_WINDOW_PX, Figure, closeness, frechet_distance, lpips, small_sample
@@ -55,7 +56,7 @@ def compare(options: argparse.Namespace) -> None:
         sys.stdout.write(json.dumps({"images": count, "figures": record, "note": note}) + "\n")
         return
     shape = " x ".join(map(str, first.images.shape[1:]))
-    sys.stdout.write(f"{count} pairs of images, {shape}\n")
+    sys.stdout.write(f"{counted(count, 'pair')} of images, {shape}\n")
     for name, figure in figures.items():
         found = f"absent: {figure.absent}" if figure.value is None else f"{figure.value:.4f}"
         sys.stdout.write(f"{LABELS[name]:<26} {found}\n")

@@ -10,6 +10,7 @@ import torch
 from ditc.passes import Plan, Schedule, schedule_cost
 from ditc.runtime import Bundle
 
+from .counted import counted
 from .glyphs import CLASSES, GlyphFeatures, load_classifier, render_batch, share_read
 from .inspecting import bytes_by_part
 from .quality import Closeness, Figure, closeness, frechet_distance, lpips, small_sample
@@ -169,7 +170,7 @@ def lines(report: Report) -> Iterator[str]:
         f"speedup {report.measured_speedup:.2f}x, the median of {rounds} rounds in turn, of "
         f"{report.predicted_speedup:.2f}x that the multiply-adds promise ({reached:.0%})"
     )
-    yield f"one image at a time; PyTorch on {report.threads} threads, its fastest here"
+    yield f"one image at a time; PyTorch on {counted(report.threads, 'thread')}, its fastest here"
     if max(plain.spread, small.spread) > BUSY:
         yield "the machine was busy: times differ between rounds, run it again when it is idle"
     yield (

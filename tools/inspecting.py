@@ -16,6 +16,7 @@ from ditc.runtime.files import check_sizes
 from ditc.runtime.manifest import WEIGHTS_FILE, Manifest
 from ditc.runtime.variants import Index, read_index, read_manifest
 
+from .counted import counted
 from .report_words import byte_size, quantity
 
 if TYPE_CHECKING:
@@ -166,7 +167,7 @@ def _prologue(manifest: Manifest) -> Iterator[str]:
             size = sum(info.nbytes for info in part.outputs)
             yield (
                 f"           once for {often}: {', '.join(part.inputs) or 'weights alone'} to "
-                f"{len(part.outputs)} values of {byte_size(size)}, "
+                f"{counted(len(part.outputs), 'value')} of {byte_size(size)}, "
                 f"{quantity(part.multiply_adds)} multiply-adds"
             )
 

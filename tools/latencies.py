@@ -163,7 +163,9 @@ class Latencies:
         """
         try:
             return _parse(load_json(path.read_text(encoding="utf-8"), "file"))
-        except (OSError, UnicodeDecodeError) as error:
+        except OSError as error:
+            raise PlanError(f"latencies {path}: can't be read: {error.strerror}") from error
+        except UnicodeDecodeError as error:
             raise PlanError(f"latencies {path}: can't be read: {error}") from error
         except (BundleError, PlanError) as error:
             raise PlanError(f"latencies {path}: {error}") from error

@@ -14,7 +14,7 @@ from ditc.runtime.errors import DitcError
 from .glyphs import IMAGE_SIZE, NULL_CLASS, demo_scheduler, load_demo_model
 from .samples import with_samples
 
-__all__ = ["DEMO_PLAN", "demo_recording", "load_recording", "parse_call"]
+__all__ = ["DEMO_PLAN", "check_steps", "demo_recording", "load_recording", "parse_call"]
 
 PATCH = 2
 """Pixels a side of what is one token of the demo model."""
@@ -92,6 +92,24 @@ def parse_call(text: str) -> dict[str, object]:
     if not isinstance(call, dict):
         raise DitcError(f"--call: expected a JSON object, found {type(call).__name__}")
     return call
+
+
+def check_steps(call: Mapping[str, object], steps: int, whose: str) -> None:
+    """Refuse a call that asks for another number of steps than a plan has, or is to have.
+
+    Args:
+        call: arguments of the pipeline.
+        steps: how many there are.
+        whose: what says so, for the message.
+
+    Raises:
+        DitcError: if the numbers differ.
+    """
+    asked = call.get("num_inference_steps", steps)
+    if asked != steps:
+        raise DitcError(
+            f"--call asks for {asked} steps, {whose} {steps}: leave num_inference_steps out"
+        )
 
 
 def _from_checkpoint(folder: Path, steps: int, call: Mapping[str, object]) -> Recording:

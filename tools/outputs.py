@@ -14,10 +14,12 @@ from .images import check_pictures, save_grid, save_images
 from .progress import progress
 from .videos import check_writer, save_video
 
-__all__ = ["SUFFIXES", "check_makes", "write"]
+__all__ = ["FPS", "SUFFIXES", "check_makes", "write"]
 
 SUFFIXES = (".png", ".npy", ".gif", ".mp4")
 VIDEOS = (".gif", ".mp4")
+FPS = 24
+"""Frames a second of a video file, unless told otherwise."""
 
 
 def check_makes(manifest: Manifest, out: Path) -> None:
@@ -29,7 +31,6 @@ def check_makes(manifest: Manifest, out: Path) -> None:
     latents, decoder = manifest.input_of("latents"), manifest.decoder
     if out.suffix == ".npy" or latents is None:
         return
-    check_writer(out)
     if decoder is None and out.suffix in VIDEOS:
         raise DitcError(
             f"--out {out}: the bundle has no decoder that makes frames: write its latents as .npy "
@@ -42,6 +43,7 @@ def check_makes(manifest: Manifest, out: Path) -> None:
     if frames != (out.suffix in VIDEOS):
         made, fits = ("videos", ".gif or .mp4") if frames else ("pictures", ".png")
         raise DitcError(f"--out {out}: the bundle makes {made}: write them as {fits}, or .npy")
+    check_writer(out)
 
 
 def write(bundle: Bundle, latents: npt.NDArray[np.float32], out: Path, fps: int) -> tuple[int, ...]:

@@ -17,7 +17,7 @@ from ditc.runtime.manifest import Manifest
 from ditc.runtime.variants import variants_of
 
 from .arrays import read_array
-from .outputs import SUFFIXES, check_makes, write
+from .outputs import FPS, SUFFIXES, check_makes, write
 from .places import check_place
 from .progress import progress
 
@@ -48,6 +48,8 @@ def generate(options: argparse.Namespace) -> None:
     if out.suffix not in SUFFIXES:
         raise DitcError(f"--out {out}: expected a name that ends in {' or '.join(SUFFIXES)}")
     check_place("--out", out)
+    if options.fps is not None and out.suffix == ".png":
+        raise DitcError(f"--fps {options.fps}: is of videos, but --out {out} is none: leave it out")
     bundle = open_bundle(options)
     check_makes(bundle.manifest, out)
     with progress("generate", bundle.steps) as advance:
@@ -60,7 +62,7 @@ def generate(options: argparse.Namespace) -> None:
             **_arrays("--input", options.input, bundle.manifest),
         )
     try:
-        shape = write(bundle, latents, out, options.fps)
+        shape = write(bundle, latents, out, options.fps or FPS)
     except OSError as error:
         raise DitcError(f"--out {out}: can't be written: {error}") from error
     sys.stdout.write(f"{out}: {list(shape)}, seed {options.seed}\n")

@@ -17,7 +17,7 @@ from .budget import least_threshold, limit_of
 from .decisions import METRICS, Checkpoint, Found, relative_loss
 from .journal import Journal, Results
 from .latencies import Latencies
-from .models import load_recording, parse_call
+from .models import check_steps, load_recording, parse_call
 from .places import check_place, replace_text
 from .progress import progress
 from .samples import check_samples
@@ -50,6 +50,7 @@ def search(options: argparse.Namespace) -> None:
         )
     latencies = None if options.latency is None else Latencies.load(options.latency)
     call = parse_call(options.call)
+    check_steps(call, options.steps, "--steps has")
     samples = options.calibration or (CALIBRATION if options.model == "demo" else None)
     recording = load_recording(options.model, options.steps, call, samples)
     table = sampler_table(recording.sampler(), options.steps)
