@@ -1,9 +1,11 @@
 """Commands in README and docs exist, with the options that they are given."""
 
 import argparse
+import ast
 import re
 import shlex
 from collections.abc import Iterator
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -68,6 +70,18 @@ def test_every_option_of_the_command_is_told() -> None:
         for action in parser._actions:
             flags = {flag for flag in action.option_strings if flag.startswith("--")}
             assert not flags or flags & {*told, "--help", "--out"}, f"{name} {flags}"
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=named)
+def test_python_is_parsed_and_its_imports_exist(document: Path) -> None:
+    for language, block in FENCED.findall(document.read_text(encoding="utf-8")):
+        if language != "python":
+            continue
+        for node in ast.walk(ast.parse(block)):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("ditc."):
+                module = import_module(str(node.module))
+                for alias in node.names:
+                    assert hasattr(module, alias.name), f"{node.module} {alias.name}"
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=named)

@@ -210,7 +210,8 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="NAME=VALUES",
-        help="conditioning: numbers with commas between, or a .npy file",
+        help="conditioning: numbers with commas between, or a .npy file; under guidance as many as "
+        "samples, or twice as many, with the unconditional half in the batch's order",
     )
     parser.add_argument(
         "--negative", action="append", default=[], metavar="NAME=VALUES", help="unconditional half"
