@@ -25,15 +25,12 @@ from .arguments import (
     add_search_options,
     add_variant_option,
 )
-from .places import check_place
 from .terminating import terminable
 
 __all__ = ["main"]
 
 OUT_OF_MEMORY = "DefaultCPUAllocator: can't allocate memory"
 """What torch says where there is none."""
-
-PAGES = (".html", ".htm")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -285,9 +282,6 @@ def _bench(options: argparse.Namespace) -> None:
 def _report(options: argparse.Namespace) -> None:
     from .report import report
 
-    check_place("--out", options.out)
-    if options.out.suffix not in PAGES:
-        raise DitcError(f"--out {options.out}: is written as HTML: end it in .html")
     report(options)
 
 

@@ -17,6 +17,7 @@ from .report_png import heat_map_png
 
 __all__ = ["report"]
 
+PAGES = (".html", ".htm")
 SAME = 1e-3
 """How far the shares of attention left of one plan may lie apart: halves are rounded."""
 
@@ -72,6 +73,8 @@ def _check_places(options: argparse.Namespace, files: Mapping[Path, bytes]) -> N
     for path in files:
         if realpath(path) in read:
             raise DitcError(f"{path}: was read for this report, write it somewhere else")
+    if options.out.suffix not in PAGES:
+        raise DitcError(f"--out {options.out}: is written as HTML: end it in .html")
 
 
 def _write(files: Mapping[Path, bytes]) -> None:
