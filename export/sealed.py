@@ -15,11 +15,19 @@ __all__ = ["bytes_of", "seal", "tensor_of", "unseal"]
 
 Kept = TypeVar("Kept")
 
+SEAL = "sealed"
+"""Key of the metadata: the digest's digits, then the record as JSON."""
+DIGITS = 64
+
 
 def seal(tensors: Mapping[str, torch.Tensor], record: Mapping[str, object]) -> bytes:
-    """Return tensors, each in memory of its own, and what goes with them as one file's content."""
+    """Return tensors, each in memory of its own, and what goes with them as one file's content.
+
+    The same content gives the same bytes: safetensors orders several entries of metadata by
+    chance, so there is one.
+    """
     text = json.dumps(record, sort_keys=True)
-    packed: bytes = save(dict(tensors), {"record": text, "sha256": _digest(tensors, text)})
+    packed: bytes = save(dict(tensors), {SEAL: _digest(tensors, text) + text})
     return packed
 
 
@@ -37,8 +45,8 @@ def unseal(
         tensors = load(raw)
         with safe_open(path, "pt") as file:
             meta = file.metadata()
-        text = meta["record"]
-        return read(tensors, json.loads(text)) if meta["sha256"] == _digest(tensors, text) else None
+        digest, text = meta[SEAL][:DIGITS], meta[SEAL][DIGITS:]
+        return read(tensors, json.loads(text)) if digest == _digest(tensors, text) else None
     except (SafetensorError, OSError, KeyError, TypeError, ValueError):
         return None
 
