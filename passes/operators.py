@@ -12,6 +12,7 @@ __all__ = [
     "LINEAR",
     "MATMUL",
     "MOVES",
+    "REARRANGING",
     "SDPA",
     "SOFTMAX",
     "activation_of",
@@ -28,7 +29,7 @@ SOFTMAX = (aten.softmax.int, aten._softmax.default)
 CONVOLUTIONS = (aten.conv1d.default, aten.conv2d.default, aten.conv3d.default)
 """By the axes of what they run along: one, two, three."""
 CASTS = (aten.to.dtype, aten.to.device, aten.to.dtype_layout, aten._to_copy.default)
-LAYOUT = (
+VIEWS = (
     aten.view.default,
     aten._unsafe_view.default,
     aten.reshape.default,
@@ -36,8 +37,6 @@ LAYOUT = (
     aten.unflatten.int,
     aten.transpose.int,
     aten.permute.default,
-    aten.contiguous.default,
-    aten.clone.default,
     aten.squeeze.dim,
     aten.unsqueeze.default,
     aten.slice.Tensor,
@@ -47,29 +46,11 @@ LAYOUT = (
     aten.split_with_sizes.default,
     aten.unbind.int,
     operator.getitem,
-    *CASTS,
 )
-MOVES = (
-    aten.view.default,
-    aten._unsafe_view.default,
-    aten.reshape.default,
-    aten.flatten.using_ints,
-    aten.unflatten.int,
-    aten.transpose.int,
-    aten.permute.default,
+"""Operators that show the elements of a value otherwise, or some of them."""
+REARRANGING = (
     aten.squeeze.default,
-    aten.squeeze.dim,
     aten.squeeze.dims,
-    aten.unsqueeze.default,
-    aten.slice.Tensor,
-    aten.select.int,
-    aten.narrow.default,
-    aten.chunk.default,
-    aten.split.Tensor,
-    aten.split_with_sizes.default,
-    aten.unbind.int,
-    aten.cat.default,
-    aten.stack.default,
     aten.expand.default,
     aten.expand_as.default,
     aten.repeat.default,
@@ -77,11 +58,19 @@ MOVES = (
     aten.roll.default,
     aten.flip.default,
     aten.t.default,
-    aten.movedim.int,
     aten.pixel_shuffle.default,
+)
+"""More that only move elements."""
+LAYOUT = (*VIEWS, aten.contiguous.default, aten.clone.default, *CASTS)
+MOVES = (
+    *VIEWS,
+    *REARRANGING,
+    aten.narrow.default,
+    aten.cat.default,
+    aten.stack.default,
+    aten.movedim.int,
     aten.select_scatter.default,
     aten.slice_scatter.default,
-    operator.getitem,
 )
 """Operators that only move elements, whatever these are."""
 

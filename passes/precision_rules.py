@@ -1,10 +1,8 @@
 """In which precision operators compute: which take halves, which need full width, which follow."""
 
-import operator
-
 import torch
 
-from .operators import CASTS, CONVOLUTIONS, LAYOUT, LINEAR, SDPA, SOFTMAX
+from .operators import CONVOLUTIONS, LAYOUT, LINEAR, REARRANGING, SDPA, SOFTMAX
 
 __all__ = ["FOLLOWS", "JOINS", "NARROW", "NORMS", "SUMS", "WIDE"]
 
@@ -53,21 +51,11 @@ JOINS = (
 
 FOLLOWS = (
     *LAYOUT,
-    *CASTS,
     *NORMS,
-    aten.expand.default,
-    aten.expand_as.default,
-    aten.repeat.default,
-    aten.repeat_interleave.self_int,
-    aten.roll.default,
-    aten.flip.default,
-    aten.t.default,
-    aten.squeeze.default,
-    aten.squeeze.dims,
+    *REARRANGING,
     aten.index_select.default,
     aten.index.Tensor,
     aten.gather.default,
-    aten.pixel_shuffle.default,
     aten.constant_pad_nd.default,
     aten.pad.default,
     aten.type_as.default,
@@ -76,6 +64,5 @@ FOLLOWS = (
     aten.ones_like.default,
     aten.new_zeros.default,
     aten.new_ones.default,
-    operator.getitem,
 )
 """Operators that compute in the precision of their first argument."""
