@@ -1,5 +1,7 @@
 """The operator `ditc::window_attention`: attention in which a query sees a window of keys."""
 
+from functools import lru_cache
+
 import torch
 
 from .window import Window
@@ -7,8 +9,9 @@ from .window_kernel import attend, runs
 
 __all__ = ["WINDOW_ATTENTION", "attended_like", "windowed_attention", "windowed_by_rows"]
 
-ROWS = 128
-"""Queries that are computed at once; bounds the memory for scores."""
+ROWS = 32, 128
+"""Queries that are computed at once, at least and at most: with as many as the radius there is
+little behind the mask, fewer take longer than that saves, and more take memory for scores."""
 
 
 def windowed_by_rows(
@@ -22,7 +25,8 @@ def windowed_by_rows(
     """Compute some rows at a time under a mask: what every device can."""
     window = Window(radius, block)
     tokens = query.shape[-2]
-    rows = max(1, ROWS // block) * block
+    low, high = ROWS
+    rows = max(1, min(max(radius, low), high) // block) * block
     parts = []
     for start in range(0, tokens, rows):
         stop = min(start + rows, tokens)
@@ -32,7 +36,9 @@ def windowed_by_rows(
                 query[..., start:stop, :],
                 key[..., first:last, :],
                 value[..., first:last, :],
-                attn_mask=_visible(window, start, stop, first, last, query.device),
+                attn_mask=_added(
+                    window, start - first, stop - start, last - first, query.device, query.dtype
+                ),
                 scale=scale,
             )
         )
@@ -72,12 +78,17 @@ WINDOW_ATTENTION = torch.ops.ditc.window_attention.default
 """The operator as it stands in a graph: query, key, value, radius, block, scale."""
 
 
-def _visible(
-    window: Window, start: int, stop: int, first: int, last: int, device: torch.device
-) -> torch.Tensor:
-    queries = torch.arange(start, stop, device=device)[:, None] // window.block
-    keys = torch.arange(first, last, device=device)[None, :] // window.block
-    return (queries - keys).abs() <= window.radius // window.block
+@lru_cache(maxsize=32)
+def _added(
+    window: Window, behind: int, rows: int, keys: int, device: torch.device, dtype: torch.dtype
+) -> torch.Tensor | None:
+    """Return `[rows, keys]` to add to scores, of queries that begin `behind` keys in."""
+    queries = (torch.arange(rows, device=device)[:, None] + behind) // window.block
+    seen = torch.arange(keys, device=device)[None, :] // window.block
+    near = (queries - seen).abs() <= window.radius // window.block
+    if near.all():
+        return None
+    return torch.zeros(rows, keys, device=device, dtype=dtype).masked_fill(~near, float("-inf"))
 
 
 def windowed_attention(

@@ -2,8 +2,9 @@
 
     glue 0 → site 0 → glue 1 → site 1 → … → glue M
 
-A site's piece comes in two: its attention up to the output projection, and the projection, so that
-a method is put together from what is at hand.
+A site comes in three pieces, entry → attention or window → exit, so that a method is put together
+from what is at hand. Matrix products that no site leads to, as those of timestep and conditioning,
+lie in the glue in front of all sites: from whichever site on a step is run, they are at hand.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,7 +16,7 @@ from torch import fx
 from ditc.runtime.errors import PassError
 
 from .base import run
-from .counting import multiply_adds
+from .counting import multiply_adds, node_multiply_adds
 from .graphs import copy_module, find, flat_outputs, infer
 from .halving import BatchAxes
 from .keep_slots import window_call
@@ -60,16 +61,23 @@ class SitePieces:
     Attributes:
         site: which.
         whole: from what enters the site to its exits.
-        attention: from what enters the site to full attention, before the output projection.
+        entry: from what enters the site to query, key and value.
+        attention: from there to full attention, before the output projection.
         window: the same with attention in the window.
         exit: from the attention's output to the exits.
     """
 
     site: Site
     whole: Piece
+    entry: Piece
     attention: Piece
     window: Piece
     exit: Piece
+
+    @property
+    def in_turn(self) -> tuple[Piece, Piece, Piece]:
+        """The pieces that make the whole, one after the other."""
+        return self.entry, self.attention, self.exit
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,12 +86,12 @@ class Halves:
 
     Attributes:
         glue: as in `Pieces`, on half the batch.
-        sites: each site's whole piece, on half the batch.
+        sites: each site's pieces in turn, on half the batch.
         axes: for every value that holds both halves, by name, the axis they lie on.
     """
 
     glue: tuple[Piece, ...]
-    sites: tuple[Piece, ...]
+    sites: tuple[tuple[Piece, ...], ...]
     axes: Mapping[str, int]
 
 
@@ -120,10 +128,12 @@ def cut(program: Program, windows: Mapping[str, SiteWindow]) -> Pieces:
     runs: list[list[fx.Node]] = [[] for _ in range(len(sites) + 1)]
     behind = {name: number + 1 for number, site in enumerate(sites) for name in site.exits}
     left = {number + 1: len(site.exits) for number, site in enumerate(sites)}
+    early = _products_in_front(graph, taken)
     place: dict[fx.Node, int] = {}
     current = 0
     for node in graph.nodes:
         place[node] = max([current, *(place[arg] for arg in node.all_input_nodes)])
+        place[node] = 0 if node in early else place[node]
         if node.op == "call_function" and node not in taken:
             runs[place[node]].append(node)
         if node.name in behind:  # of several exits the last ends the site
@@ -148,7 +158,7 @@ def _halves(program: Program, glue: Sequence[Piece], parts: Sequence[SitePieces]
         first, *others = glue
         halved_glue, halved_sites = [_halved(first, axes)], []
         for part, piece in zip(parts, others, strict=True):
-            halved_sites.append(_halved(part.whole, axes))
+            halved_sites.append(tuple(_halved(stretch, axes) for stretch in part.in_turn))
             halved_glue.append(_halved(piece, axes))
     except PassError:
         return None
@@ -180,23 +190,30 @@ def _halved(piece: Piece, axes: dict[str, int]) -> Piece:
 def _site_pieces(
     program: Program, site: Site, inside: Sequence[fx.Node], window: SiteWindow
 ) -> SitePieces:
-    attention = next(node for node in inside if node.name == site.attention)
-    before = _needed(attention, set(inside))
-    front = [node for node in inside if node in before]
+    made = {node.name: node for node in inside}
+    attention = made[site.attention]
+    before = _needed([attention], set(inside))
+    heads = [made[name] for name in (site.query, site.key, site.value) if name in made]
+    entered = _needed(heads, before)
+    entry = [node for node in inside if node in entered]
+    core = [node for node in inside if node in before - entered]
     back = [node for node in inside if node not in before]
     if any(user in before for node in back for user in node.users):
         raise PassError(f"site {site.name}: its exits feed its attention")
+    yielded = dict.fromkeys([*_used_elsewhere(entry), *(node.name for node in heads)])
     return SitePieces(
         site=site,
         whole=_piece(program, inside, list(site.exits)),
-        attention=_piece(program, front, [site.attention]),
-        window=_windowed(program, front, site, window),
+        entry=_piece(program, entry, list(yielded)),
+        attention=_piece(program, core, [site.attention]),
+        window=_windowed(program, core, site, window),
         exit=_piece(program, back, list(site.exits)),
     )
 
 
-def _windowed(program: Program, front: Sequence[fx.Node], site: Site, window: SiteWindow) -> Piece:
-    piece = _piece(program, front, [site.attention])
+def _windowed(program: Program, core: Sequence[fx.Node], site: Site, window: SiteWindow) -> Piece:
+    heads = (site.query, site.key, site.value)
+    piece = _piece(program, core, [site.attention], heads)
     graph = piece.module.graph
     attention = find(graph, site.attention)
     assert attention is not None
@@ -206,10 +223,20 @@ def _windowed(program: Program, front: Sequence[fx.Node], site: Site, window: Si
     return Piece(piece.module, piece.inputs, piece.outputs, multiply_adds(graph))
 
 
-def _needed(node: fx.Node, inside: set[fx.Node]) -> set[fx.Node]:
-    """Return a node and those inside that it is computed from."""
+def _products_in_front(graph: fx.Graph, taken: set[fx.Node]) -> set[fx.Node]:
+    """Return the matrix products that no site leads to, and what they are computed from."""
+    behind: set[fx.Node] = set()
+    for node in graph.nodes:
+        if node in taken or any(arg in behind for arg in node.all_input_nodes):
+            behind.add(node)
+    apart = {node for node in graph.nodes if node not in behind}
+    return _needed([node for node in apart if node_multiply_adds(node)], apart)
+
+
+def _needed(nodes: Sequence[fx.Node], inside: set[fx.Node]) -> set[fx.Node]:
+    """Return nodes and those inside that they are computed from."""
     found: set[fx.Node] = set()
-    front = [node]
+    front = list(nodes)
     while front:
         current = front.pop()
         if current in inside and current not in found:
@@ -223,12 +250,16 @@ def _used_elsewhere(nodes: Iterable[fx.Node]) -> list[str]:
     return [node.name for node in nodes if any(user not in own for user in node.users)]
 
 
-def _piece(program: Program, nodes: Sequence[fx.Node], outputs: Sequence[str]) -> Piece:
-    """Copy nodes into a graph of their own; what they use of others becomes inputs."""
+def _piece(
+    program: Program, nodes: Sequence[fx.Node], outputs: Sequence[str], wanted: Sequence[str] = ()
+) -> Piece:
+    """Copy nodes into a graph of their own; what they use of others, or is wanted, is an input."""
     graph = fx.Graph()
     own = set(nodes)
     mapping: dict[fx.Node, fx.Node] = {}
     outside = dict.fromkeys(arg for node in nodes for arg in node.all_input_nodes if arg not in own)
+    known = {node.name: node for node in program.graph_module.graph.nodes} if wanted else {}
+    outside |= dict.fromkeys(known[name] for name in wanted if known[name] not in own)
     inputs = [node for node in outside if node.op != "get_attr"]
     for source in inputs:
         mapping[source] = graph.placeholder(source.name)

@@ -27,13 +27,13 @@ def flow(steps: int = STEPS) -> SamplerTable:
 class PlainRun:
     """One sampling run; `output` tries a step, `go_on` makes it."""
 
-    def __init__(self, model: Sample, seed: int) -> None:
-        plan = Plan.uniform(model.program, STEPS, "full")
+    def __init__(self, model: Sample, seed: int, steps: int = STEPS) -> None:
+        plan = Plan.uniform(model.program, steps, "full")
         self.windows = {name: (w.radius, w.block) for name, w in plan.windows.items()}
-        self.cells: Cells = [dict.fromkeys(self.windows, "full") for _ in range(STEPS)]
+        self.cells: Cells = [dict.fromkeys(self.windows, "full") for _ in range(steps)]
         cfg = model.program.cfg
         self.eager = Eager(model.module, model.paths(), self.cells, self.windows, cfg)
-        self.trajectory = Trajectory(model.program, flow(), SCALE, seed)
+        self.trajectory = Trajectory(model.program, flow(steps), SCALE, seed)
 
     def output(self, step: int) -> torch.Tensor:
         before = copy.deepcopy(self.eager.states)
@@ -55,10 +55,12 @@ class PlainRun:
         self.trajectory.advance(step, output.float())
 
 
-def searched(model: Sample, seed: int, decide: Callable[[PlainRun, int], None]) -> Cells:
+def searched(
+    model: Sample, seed: int, decide: Callable[[PlainRun, int], None], steps: int = STEPS
+) -> Cells:
     """Return the cells of a search whose `decide` fills those of a step."""
-    run = PlainRun(model, seed)
-    for step in range(STEPS):
+    run = PlainRun(model, seed, steps)
+    for step in range(steps):
         if step:
             decide(run, step)
         run.go_on(step)

@@ -5,6 +5,7 @@ attention, and the latest output and residual are kept always, needed or not.
 """
 
 import copy
+import functools
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ Heads = torch.Tensor
 """`[batch, heads, tokens, head_dim]`."""
 
 
+@functools.cache
 def visible(tokens: int, radius: int, block: int) -> torch.Tensor:
     """Return `[tokens, tokens]`: whether query i sees key j, pair by pair."""
     rows = [

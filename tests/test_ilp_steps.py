@@ -8,7 +8,7 @@ import torch
 
 from ditc.passes import Method
 from ditc.runtime.errors import PlanError
-from ditc.tools.decisions import squared_error
+from ditc.tools.decisions import spread_of, squared_error
 from ditc.tools.ilp_steps import Choice, choose
 from ditc.tools.search import find
 from ditc.tools.space import space_of
@@ -74,12 +74,12 @@ def test_nothing_to_choose() -> None:
 
 
 def test_error_is_relative_to_the_spread() -> None:
-    reference = torch.tensor([1.0, 2.0, 3.0])
-    assert squared_error(reference, torch.tensor([1.0, 2.0, 4.0])) == pytest.approx(0.5)
-    assert squared_error(reference, reference) == 0.0
-    flat = torch.ones(3)
-    assert squared_error(flat, flat) == 0.0
-    assert squared_error(flat, reference) == 1e6
+    reference, flat = torch.tensor([1.0, 2.0, 3.0]), torch.ones(3)
+    assert spread_of(reference) == pytest.approx(2.0)
+    assert squared_error(reference, torch.tensor([1.0, 2.0, 4.0]), 2.0) == pytest.approx(0.5)
+    assert squared_error(reference, reference, 2.0) == 0.0
+    assert squared_error(flat, flat, spread_of(flat)) == 0.0
+    assert squared_error(flat, reference, spread_of(flat)) == 1e6
 
 
 def plain_ilp(model: Sample, delta: float, seed: int) -> Cells:

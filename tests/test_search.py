@@ -1,5 +1,3 @@
-import copy
-
 import numpy as np
 import pytest
 import torch
@@ -7,20 +5,18 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from torch import nn
 
 from ditc.export import sampler_table
-from ditc.passes import Method, Plan, Program, capture, schedule
+from ditc.passes import Method, Program, capture, schedule
 from ditc.runtime.errors import PlanError
 from ditc.tools.decisions import Checkpoint, Found, relative_loss, threshold_of
+from ditc.tools.models import demo_recording
 from ditc.tools.search import find
 from ditc.tools.space import space_of
-from ditc.tools.trajectory import Trajectory
 
 from . import models
-from .reference import Eager
+from .plain_search import ORDER, SCALE, STEPS, Cells, PlainRun, as_text, flow, searched
 from .samples import Sample, sample
 
-STEPS = 5
-ORDER = ("ast", "wa-rs+asc", "wa-rs", "asc")
-SCALE = 2.0
+DEMO_STEPS = 8
 
 
 def greedy(program: Program, *args: object, **options: object) -> Found:
@@ -32,33 +28,19 @@ def loss_of(reference: torch.Tensor, output: torch.Tensor) -> float:
     return float(np.mean(np.clip(np.abs(reference.numpy() - output.numpy()) / size, 0, 10)))
 
 
-def plain_greedy(model: Sample, threshold: float, seed: int) -> list[dict[str, str]]:
+def plain_greedy(model: Sample, threshold: float, seed: int, steps: int = STEPS) -> Cells:
     """The paper's search, the whole model run anew in eager fp64 for every candidate."""
-    table = sampler_table(FlowMatchEulerDiscreteScheduler(), STEPS)
-    plan = Plan.uniform(model.program, STEPS, "full")
-    windows = {name: (window.radius, window.block) for name, window in plan.windows.items()}
-    cells: list[dict[str, str]] = [dict.fromkeys(windows, "full") for _ in range(STEPS)]
-    eager = Eager(model.module, model.paths(), cells, windows, model.program.cfg)
-    trajectory = Trajectory(model.program, table, SCALE, seed)
 
-    def run(step: int, keep: bool = False) -> torch.Tensor:
-        before = copy.deepcopy(eager.states)
-        output = eager(step, **trajectory.inputs(step))[0]
-        if not keep:
-            eager.states = before
-        return output
+    def decide(run: PlainRun, step: int) -> None:
+        reference = run.output(step)
+        for number, site in enumerate(run.windows):
+            limit = threshold * (number + 1) / len(run.windows)
+            for method in (*ORDER, "full"):
+                run.cells[step][site] = method
+                if method == "full" or loss_of(reference, run.output(step)) < limit:
+                    break
 
-    for step in range(STEPS):
-        if step:
-            reference = run(step)
-            for number, site in enumerate(windows):
-                for method in (*ORDER, "full"):
-                    cells[step][site] = method
-                    limit = threshold * (number + 1) / len(windows)
-                    if method == "full" or loss_of(reference, run(step)) < limit:
-                        break
-        trajectory.advance(step, run(step, keep=True).float())
-    return cells
+    return searched(model, seed, decide, steps)
 
 
 @pytest.mark.parametrize("cfg", ["cond-first", "uncond-first"])
@@ -69,9 +51,17 @@ def test_decides_as_a_search_that_runs_the_whole_model_for_every_candidate(
     model = sample("dit", cfg)
     table = sampler_table(FlowMatchEulerDiscreteScheduler(), STEPS)
     found = greedy(model.program, table, threshold, guidance_scale=SCALE, seed=3)
-    plain = plain_greedy(model, threshold, seed=3)
-    assert [{site: str(m) for site, m in row.items()} for row in found.plan.cells] == plain
+    assert as_text(found.plan) == plain_greedy(model, threshold, seed=3)
     assert found.multiply_adds < found.plain_multiply_adds
+
+
+def test_decides_so_on_the_demo_model() -> None:
+    recording = demo_recording()
+    model = Sample("demo", recording.module, recording.capture())
+    found = greedy(model.program, flow(DEMO_STEPS), 0.05, guidance_scale=SCALE, seed=3)
+    assert as_text(found.plan) == plain_greedy(model, 0.05, seed=3, steps=DEMO_STEPS)
+    used = {method for row in found.plan.cells for method in row.values()}
+    assert len(used) >= 4, used
 
 
 def test_thresholds_reach_several_methods() -> None:

@@ -23,6 +23,7 @@ __all__ = [
     "check_loss",
     "error_limit",
     "relative_loss",
+    "spread_of",
     "squared_error",
     "threshold_of",
 ]
@@ -98,14 +99,23 @@ def relative_loss(reference: torch.Tensor, output: torch.Tensor) -> float:
     return ((reference - output).abs() / (larger + 1e-6)).clamp(0, 10).mean().item()
 
 
-def squared_error(reference: torch.Tensor, output: torch.Tensor) -> float:
+def spread_of(reference: torch.Tensor) -> float:
+    """Return `Σ(y_o − mean y_o)²`, which squared errors are relative to."""
+    exact = reference.double()
+    return (exact - exact.mean()).square().sum().item()
+
+
+def squared_error(reference: torch.Tensor, output: torch.Tensor, spread: float) -> float:
     """Return `Σ(y_m − y_o)² / Σ(y_o − mean y_o)²`, 10⁶ at most.
 
     Source: DiTFastAttnV2 (arXiv 2503.22796), the relative squared error of a head, here of a site.
+
+    Args:
+        reference: y_o, of any shape.
+        output: y_m, of the same.
+        spread: `spread_of(reference)`.
     """
-    exact = reference.double()
-    error = (output.double() - exact).square().sum().item()
-    spread = (exact - exact.mean()).square().sum().item()
+    error: float = torch.linalg.vector_norm(output - reference, dtype=torch.float64).item() ** 2
     if not math.isfinite(error) or not error:
         return error
     return error / spread if error < LARGEST_ERROR * spread else LARGEST_ERROR

@@ -19,7 +19,7 @@ import torch
 from ditc.passes import Losses, Method
 from ditc.runtime.errors import PlanError
 
-from .decisions import Decided, check_loss, error_limit, squared_error
+from .decisions import Decided, check_loss, error_limit, spread_of, squared_error
 from .local_steps import joined
 from .site_forms import Forms, SiteStates
 from .space import Space
@@ -85,8 +85,9 @@ class IlpSteps(SiteStates):
         def measure(_: int, forms: Forms) -> Method:
             name = forms.part.site.name
             reference = joined(forms.exits(Method.FULL))
+            spread = spread_of(reference)
             errors[name] = {
-                candidate: squared_error(reference, joined(forms.exits(candidate)))
+                candidate: squared_error(reference, joined(forms.exits(candidate)), spread)
                 for candidate in self.space.candidates[name]
             }
             for error in errors[name].values():

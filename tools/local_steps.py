@@ -12,7 +12,7 @@ import torch
 
 from ditc.passes import Losses, Method
 
-from .decisions import Decided, check_loss, squared_error, threshold_of
+from .decisions import Decided, check_loss, spread_of, squared_error, threshold_of
 from .site_forms import Forms, SiteStates, Values
 from .space import Space
 
@@ -46,10 +46,12 @@ class LocalSteps(SiteStates):
         name = forms.part.site.name
         limit = threshold_of(self._threshold, number, len(self.pieces.sites))
         losses: dict[Method, float] = {}
-        for candidate in self.space.candidates[name] if step else ():
-            losses[candidate] = squared_error(
-                joined(forms.exits(Method.FULL)), joined(forms.exits(candidate))
-            )
+        if not step or not self.space.candidates[name]:
+            return Method.FULL, losses
+        reference = joined(forms.exits(Method.FULL))
+        spread = spread_of(reference)
+        for candidate in self.space.candidates[name]:
+            losses[candidate] = squared_error(reference, joined(forms.exits(candidate)), spread)
             check_loss(step, name, losses[candidate])
             if losses[candidate] < limit:
                 return candidate, losses
@@ -58,4 +60,5 @@ class LocalSteps(SiteStates):
 
 def joined(exits: Values) -> torch.Tensor:
     """Return the values of all exits of a site in a row, in the order of their names."""
-    return torch.cat([exits[name].flatten() for name in sorted(exits)])
+    values = [exits[name].flatten() for name in sorted(exits)]
+    return values[0] if len(values) == 1 else torch.cat(values)

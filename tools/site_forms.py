@@ -1,11 +1,11 @@
 """What a site yields under each method, and what it leaves behind for later steps."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
 
 from ditc.passes import Method
-from ditc.passes.pieces import Piece, Pieces, SitePieces
+from ditc.passes.pieces import Piece, SitePieces
 
 from .decisions import Decided
 from .space import Space
@@ -25,7 +25,7 @@ class SiteStates:
         self.residuals: dict[str, torch.Tensor] = {}
         self.multiply_adds = 0
         self.plain_multiply_adds = 0
-        self._needs = _needed_behind(space.pieces)
+        self.needs = _needed_behind(self)
 
     def snapshot(self) -> Values:
         """Return what the slots hold, by names of their own."""
@@ -59,7 +59,7 @@ class SiteStates:
 
     def needed(self, number: int, values: Mapping[str, torch.Tensor]) -> Values:
         """Return those of the values that are still needed from a stretch of glue on."""
-        return {name: values[name] for name in self._needs[number] if name in values}
+        return {name: values[name] for name in self.needs[number] if name in values}
 
     def walk(
         self, inputs: Mapping[str, torch.Tensor], pick: Callable[[int, "Forms"], Method]
@@ -88,15 +88,14 @@ class Forms:
     Args:
         states: slots of all sites.
         part: the site.
-        base: what enters the site by name; its exits too, where they are known already.
+        base: what enters the site by name; of query, key and value, of full attention and of the
+            exits what is known already.
     """
 
     def __init__(self, states: SiteStates, part: SitePieces, base: Values) -> None:
         self.part = part
         self._states = states
-        self._base = base
-        self._full: torch.Tensor | None = None
-        self._full_exits: Values | None = None
+        self._known = dict(base)
         self._window: torch.Tensor | None = None
         self._windowed_exits: Values | None = None
 
@@ -121,11 +120,9 @@ class Forms:
 
     def _unwindowed(self) -> Values:
         names = self.part.site.exits
-        if self._full_exits is None and self._base.keys() >= set(names):
-            self._full_exits = {name: self._base[name] for name in names}
-        if self._full_exits is None:
-            self._full_exits = self._projected(self._full_output())
-        return self._full_exits
+        if not self._knows(names):
+            self._known |= self._projected(self._full_output())
+        return {name: self._known[name] for name in names}
 
     def _windowed(self) -> Values:
         if self._windowed_exits is None:
@@ -134,20 +131,31 @@ class Forms:
         return self._windowed_exits
 
     def _projected(self, output: torch.Tensor) -> Values:
-        values = {**self._base, self.part.site.attention: output}
+        values = {**self._known, self.part.site.attention: output}
+        if not values.keys() >= set(self.part.exit.inputs):
+            values = {**self._entered(), self.part.site.attention: output}
         return self._states.run(self.part.exit, values)
 
     def _full_output(self) -> torch.Tensor:
-        if self._full is None:
-            values = self._states.run(self.part.attention, self._base)
-            self._full = values[self.part.site.attention]
-        return self._full
+        name = self.part.site.attention
+        if not self._knows([name]):
+            self._known |= self._states.run(self.part.attention, self._entered())
+        return self._known[name]
 
     def _window_output(self) -> torch.Tensor:
         if self._window is None:
-            values = self._states.run(self.part.window, self._base)
+            values = self._states.run(self.part.window, self._entered())
             self._window = values[self.part.site.attention]
         return self._window
+
+    def _entered(self) -> Values:
+        """Return what is known, query, key and value among it."""
+        if not self._knows(self.part.entry.outputs):
+            self._known |= self._states.run(self.part.entry, self._known)
+        return self._known
+
+    def _knows(self, names: Iterable[str]) -> bool:
+        return self._known.keys() >= set(names)
 
     def _shared(self, value: torch.Tensor) -> torch.Tensor:
         """Repeat the conditional half for both halves."""
@@ -156,16 +164,20 @@ class Forms:
         return torch.cat([half, half])
 
 
-def _needed_behind(pieces: Pieces) -> list[set[str]]:
-    """Return, for each stretch of glue, the names needed behind it (itself included)."""
-    needs: list[set[str]] = []
+def _needed_behind(states: SiteStates) -> list[set[str]]:
+    """Return, for each stretch of glue, the names needed behind it (itself included).
+
+    Full attention is kept for every site that could leave a residual; query, key and value, three
+    times as much, for the site behind the stretch alone.
+    """
+    pieces = states.pieces
     names = set(pieces.outputs) | set(pieces.glue[-1].inputs)
-    needs.append(names)
-    for number in reversed(range(len(pieces.sites))):
-        part = pieces.sites[number]
-        names = set(names)
-        for piece in (part.whole, part.attention, part.window, part.exit, pieces.glue[number]):
-            names.update(piece.inputs)
-        names.update(part.site.exits)
-        needs.append(names)
+    needs = [names]
+    for part, glue in zip(reversed(pieces.sites), reversed(pieces.glue[:-1]), strict=True):
+        used = {name for piece in (*part.in_turn, part.window) for name in piece.inputs}
+        inner = {part.site.attention, *part.entry.outputs}
+        names = names | set(glue.inputs) | (used - inner) | set(part.site.exits)
+        if states.keeps_residual(part.site.name):
+            names = names | {part.site.attention}
+        needs.append(names | set(part.entry.outputs))
     return needs[::-1]

@@ -26,7 +26,7 @@ class GreedySteps(SiteStates):
     def __init__(self, space: Space, threshold: float) -> None:
         super().__init__(space)
         self._threshold = threshold
-        self._wholes = tuple(part.whole for part in self.pieces.sites)
+        self._sites = tuple(part.in_turn for part in self.pieces.sites)
 
     def decide(self, step: int, inputs: Mapping[str, torch.Tensor]) -> tuple[Decided, torch.Tensor]:
         """Decide every site of a step, and return its output too."""
@@ -84,11 +84,14 @@ class GreedySteps(SiteStates):
             half of the batch if `halves` are given, and `values` are that half's.
         """
         glue = self.pieces.glue if halves is None else halves.glue
-        wholes = self._wholes if halves is None else halves.sites
+        sites = self._sites if halves is None else halves.sites
         values = {**values, **self.run(glue[number + 1], values)}
-        for later in range(number + 1, len(wholes)):
-            values.update(self.run(wholes[later], values))
-            values.update(self.run(glue[later + 1], values))
+        for site, behind in zip(sites[number + 1 :], glue[number + 2 :], strict=True):
+            for piece in (*site, behind):
+                values.update(self.run(piece, values))
+            for name in (*site[0].outputs, *site[1].outputs):
+                if name not in self.needs[number + 1]:
+                    del values[name]
         return self.needed(number + 1, values)
 
     def _count_plain(self, methods: Mapping[str, Method]) -> None:
