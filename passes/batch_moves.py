@@ -28,7 +28,7 @@ from .batch_rules import (
 from .graphs import given, shape_of
 from .operators import LINEAR, activation_of, is_pointwise
 
-__all__ = ["UnknownOperatorError", "asked", "carriers", "indifferent", "moved", "numbers"]
+__all__ = ["BATCH", "UnknownOperatorError", "asked", "carriers", "indifferent", "moved", "numbers"]
 
 aten = torch.ops.aten
 BATCH = 2
@@ -47,7 +47,7 @@ def carriers(node: fx.Node) -> list[fx.Node]:
         return [activation_of(node)]
     if node.target in ALIGNED or is_pointwise(node):
         return list(node.all_input_nodes)
-    if node.target in (aten.cat.default, aten.stack.default):
+    if node.target in (aten.cat.default, aten.stack.default, aten.einsum.default):
         return list(node.all_input_nodes)
     places = WRITING.get(node.target) or INDEXING.get(node.target, (0,))
     values = [node.args[at] for at in places if at < len(node.args)]
@@ -91,6 +91,8 @@ def moved(node: fx.Node, source: fx.Node, axis: int, batch: int = BATCH) -> int:
         return _reduced(node, source, axis)
     if node.target in ON_AXIS:
         return _along(node, source, axis)
+    if node.target is aten.einsum.default:
+        return _summed(node, source, axis)
     if node.target is operator.getitem:
         return axis
     if node.target in WRITING:
@@ -138,7 +140,12 @@ def indifferent(node: fx.Node, source: fx.Node) -> bool:
 
 def _spreads(node: fx.Node) -> bool:
     """Whether a node's value may have axes in front that an argument hasn't."""
-    spreading = (aten.expand.default, aten.repeat.default, aten.copy.default)
+    spreading = (
+        aten.expand.default,
+        aten.repeat.default,
+        aten.copy.default,
+        aten.einsum.default,
+    )
     return node.target in (*ALIGNED, *spreading) or is_pointwise(node)
 
 
@@ -216,6 +223,24 @@ def _reduced(node: fx.Node, source: fx.Node, axis: int) -> int:
         raise PassError(f"node {node.name}: {node.target} reduces the batch")
     kept = len(shape_of(node)) == rank
     return axis if kept else axis - sum(at < axis for at in reduced)
+
+
+def _summed(node: fx.Node, source: fx.Node, axis: int) -> int:
+    """Find the letter of an axis in the equation, and where that is in the result."""
+    equation, operands = node.args[:2]
+    assert isinstance(equation, str)
+    assert isinstance(operands, Sequence)
+    taken, _, made = equation.replace(" ", "").partition("->")
+    if not made or "." in equation:
+        raise UnknownOperatorError(
+            f"node {node.name}: it isn't known where einsum {equation!r} puts the batch, so the "
+            "site can't share across CFG: use a method without asc there"
+        )
+    terms = zip(taken.split(","), operands, strict=True)
+    letters = {term[axis] for term, operand in terms if operand is source}
+    if len(letters) > 1 or not letters <= set(made):
+        raise PassError(f"node {node.name}: einsum {equation!r} sums over the batch")
+    return made.index(letters.pop())
 
 
 def _along(node: fx.Node, source: fx.Node, axis: int) -> int:

@@ -7,92 +7,27 @@ from what is at hand. Matrix products that no site leads to, as those of timeste
 lie in the glue in front of all sites: from whichever site on a step is run, they are at hand.
 """
 
+import operator
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-import torch
 from torch import fx
 
 from ditc.runtime.errors import PassError
 
 from .base import run
 from .counting import multiply_adds, node_multiply_adds
-from .graphs import copy_module, find, flat_outputs, infer
-from .halving import BatchAxes
+from .graphs import find, flat_outputs
+from .half_pieces import Halves, halves_of
 from .keep_slots import window_call
+from .piece import Piece, SitePieces
 from .program import Program, Site
 from .remove_dead_code import RemoveDeadCode
 from .sites import region
 from .verify import verify
 from .window import SiteWindow
 
-__all__ = ["Halves", "Piece", "Pieces", "SitePieces", "cut"]
-
-Values = dict[str, torch.Tensor]
-
-
-@dataclass(frozen=True, eq=False)
-class Piece:
-    """A run of a program's nodes as a module of its own.
-
-    Attributes:
-        module: takes the tensors named in `inputs`, returns those named in `outputs`.
-        inputs: names of nodes of the program.
-        outputs: names of nodes of the program.
-        multiply_adds: of one run.
-    """
-
-    module: fx.GraphModule = field(repr=False)
-    inputs: tuple[str, ...]
-    outputs: tuple[str, ...]
-    multiply_adds: int
-
-    def __call__(self, values: Mapping[str, torch.Tensor]) -> Values:
-        """Run the piece on values by name and return what it yields, by name."""
-        with torch.no_grad():
-            results = self.module(*(values[name] for name in self.inputs))
-        return dict(zip(self.outputs, results, strict=True))
-
-
-@dataclass(frozen=True, eq=False)
-class SitePieces:
-    """A site, cut.
-
-    Attributes:
-        site: which.
-        whole: from what enters the site to its exits.
-        entry: from what enters the site to query, key and value.
-        attention: from there to full attention, before the output projection.
-        window: the same with attention in the window.
-        exit: from the attention's output to the exits.
-    """
-
-    site: Site
-    whole: Piece
-    entry: Piece
-    attention: Piece
-    window: Piece
-    exit: Piece
-
-    @property
-    def in_turn(self) -> tuple[Piece, Piece, Piece]:
-        """The pieces that make the whole, one after the other."""
-        return self.entry, self.attention, self.exit
-
-
-@dataclass(frozen=True, eq=False)
-class Halves:
-    """The pieces for one half of the batch alone.
-
-    Attributes:
-        glue: as in `Pieces`, on half the batch.
-        sites: each site's pieces in turn, on half the batch.
-        axes: for every value that holds both halves, by name, the axis they lie on.
-    """
-
-    glue: tuple[Piece, ...]
-    sites: tuple[tuple[Piece, ...], ...]
-    axes: Mapping[str, int]
+__all__ = ["Pieces", "cut"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,8 +38,7 @@ class Pieces:
         glue: what runs before each site, and behind the last.
         sites: the sites in the order in which they run.
         outputs: names of the nodes that the program returns.
-        halves: the same for half the batch; None where there are no halves, or where an operator
-            treats the batch in a way that isn't known, so that both halves always run.
+        halves: the same for half the batch; None where both halves always have to run.
     """
 
     glue: tuple[Piece, ...]
@@ -132,7 +66,8 @@ def cut(program: Program, windows: Mapping[str, SiteWindow]) -> Pieces:
     place: dict[fx.Node, int] = {}
     current = 0
     for node in graph.nodes:
-        place[node] = max([current, *(place[arg] for arg in node.all_input_nodes)])
+        sources = [place[arg] for arg in node.all_input_nodes]
+        place[node] = sources[0] if _is_part(node) else max([current, *sources])
         place[node] = 0 if node in early else place[node]
         if node.op == "call_function" and node not in taken:
             runs[place[node]].append(node)
@@ -146,45 +81,7 @@ def cut(program: Program, windows: Mapping[str, SiteWindow]) -> Pieces:
         for site, inside in zip(sites, insides, strict=True)
     )
     returned = tuple(node.name for node in flat_outputs(graph))
-    return Pieces(glue, parts, returned, _halves(program, glue, parts))
-
-
-def _halves(program: Program, glue: Sequence[Piece], parts: Sequence[SitePieces]) -> Halves | None:
-    if program.cfg is None:
-        return None
-    batch = program.latents.shape[0]
-    axes = {entry.name: 0 for entry in program.inputs if entry.shape[:1] == (batch,)}
-    try:
-        first, *others = glue
-        halved_glue, halved_sites = [_halved(first, axes)], []
-        for part, piece in zip(parts, others, strict=True):
-            halved_sites.append(tuple(_halved(stretch, axes) for stretch in part.in_turn))
-            halved_glue.append(_halved(piece, axes))
-    except PassError:
-        return None
-    return Halves(tuple(halved_glue), tuple(halved_sites), axes)
-
-
-def _halved(piece: Piece, axes: dict[str, int]) -> Piece:
-    """Return a piece for half the batch, and add the axes of what it yields to `axes`."""
-    module = copy_module(piece.module)
-    graph = module.graph
-    batched = BatchAxes(())
-    for node in graph.find_nodes(op="placeholder"):
-        if node.name in axes:
-            batched.axis[node] = axes[node.name]
-            value = node.meta["val"]
-            node.meta["val"] = value.narrow(axes[node.name], 0, value.shape[axes[node.name]] // 2)
-    for node in graph.nodes:
-        if node.op == "call_function":
-            batched.halve(node)
-            infer([node])
-    verify(module)
-    module.recompile()
-    for name, node in zip(piece.outputs, flat_outputs(graph), strict=True):
-        if node in batched.axis:
-            axes[name] = batched.axis[node]
-    return Piece(module, piece.inputs, piece.outputs, multiply_adds(graph))
+    return Pieces(glue, parts, returned, halves_of(program, glue, parts))
 
 
 def _site_pieces(
@@ -194,10 +91,10 @@ def _site_pieces(
     attention = made[site.attention]
     before = _needed([attention], set(inside))
     heads = [made[name] for name in (site.query, site.key, site.value) if name in made]
-    entered = _needed(heads, before)
+    entered = _with_parts(_needed(heads, before))
     entry = [node for node in inside if node in entered]
     core = [node for node in inside if node in before - entered]
-    back = [node for node in inside if node not in before]
+    back = [node for node in inside if node not in before | entered]
     if any(user in before for node in back for user in node.users):
         raise PassError(f"site {site.name}: its exits feed its attention")
     yielded = dict.fromkeys([*_used_elsewhere(entry), *(node.name for node in heads)])
@@ -230,7 +127,7 @@ def _products_in_front(graph: fx.Graph, taken: set[fx.Node]) -> set[fx.Node]:
         if node in taken or any(arg in behind for arg in node.all_input_nodes):
             behind.add(node)
     apart = {node for node in graph.nodes if node not in behind}
-    return _needed([node for node in apart if node_multiply_adds(node)], apart)
+    return _with_parts(_needed([node for node in apart if node_multiply_adds(node)], apart))
 
 
 def _needed(nodes: Sequence[fx.Node], inside: set[fx.Node]) -> set[fx.Node]:
@@ -243,6 +140,15 @@ def _needed(nodes: Sequence[fx.Node], inside: set[fx.Node]) -> set[fx.Node]:
             found.add(current)
             front.extend(current.all_input_nodes)
     return found
+
+
+def _with_parts(nodes: set[fx.Node]) -> set[fx.Node]:
+    """Return nodes and the parts of those that yield several values: only tensors are cut off."""
+    return nodes | {user for node in nodes for user in node.users if _is_part(user)}
+
+
+def _is_part(node: fx.Node) -> bool:
+    return node.target is operator.getitem
 
 
 def _used_elsewhere(nodes: Iterable[fx.Node]) -> list[str]:

@@ -49,6 +49,8 @@ MOVES = {
     "select_scatter": (lambda x: x.select_scatter(x[:, 0], 1, 2), 0),
     "copy": (lambda x: torch.ops.aten.copy(x, x), 0),
     "matmul of a table": (lambda x: torch.matmul(torch.eye(6), x), 0),
+    "einsum that rearranges": (lambda x: torch.einsum("nhwc->chnw", x), 2),
+    "einsum with a table": (lambda x: torch.einsum("hk, nhwc -> nkwc", torch.eye(6), x), 0),
     "expand": (lambda x: x[:, :1].expand(4, 6, 6, 5), 0),
 }
 
@@ -77,6 +79,10 @@ def test_half_of_the_batch_makes_half_of_the_value(name: str) -> None:
         (lambda x: x.unflatten(0, (2, 2)), "the axis that holds the batch is split"),
         (lambda x: x.flip(0), "it isn't known how aten.flip.default treats the batch"),
         (lambda x: x.select(0, 1), "works along the batch"),
+        (lambda x: torch.einsum("nhwc->hwc", x), "sums over the batch"),
+        (lambda x: torch.einsum("nhwc,nhwc->hw", x, x), "sums over the batch"),
+        (lambda x: torch.einsum("nhwc,hnwc->nhwc", *[x[:, :4]] * 2), "sums over the batch"),
+        (lambda x: torch.einsum("n...->n...", x), "it isn't known where einsum"),
     ],
 )
 def test_what_mixes_or_loses_the_batch_is_refused(function: Function, words: str) -> None:

@@ -19,7 +19,8 @@ from torch.utils import _pytree as pytree
 from ditc.export import compile as compile_bundle
 from ditc.passes import Input, Method, Plan, Program, Schedule, schedule
 from ditc.passes.graphs import shape_of, weight
-from ditc.passes.pieces import Pieces, SitePieces
+from ditc.passes.piece import SitePieces
+from ditc.passes.pieces import Pieces
 from ditc.runtime import Bundle
 from ditc.runtime.errors import LoweringError, PassError
 from ditc.runtime.ort_checks import CPU

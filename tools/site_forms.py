@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Mapping
 import torch
 
 from ditc.passes import Method
-from ditc.passes.pieces import Piece, SitePieces
+from ditc.passes.piece import Piece, SitePieces
 
 from .decisions import Decided
 from .space import Space

@@ -11,13 +11,16 @@ from collections.abc import Mapping
 import torch
 
 from ditc.passes import Losses, Method
-from ditc.passes.pieces import Halves
+from ditc.passes.half_pieces import Halves
 
 from .decisions import Decided, check_loss, relative_loss, threshold_of
 from .site_forms import Forms, SiteStates, Values
 from .space import Space
 
 __all__ = ["GreedySteps"]
+
+TWINS = {Method.ASC: Method.FULL, Method.WA_RS: Method.WA_RS_ASC}
+"""Methods under which the conditional half is as under another that was tried before."""
 
 
 class GreedySteps(SiteStates):
@@ -43,7 +46,8 @@ class GreedySteps(SiteStates):
             runs = {Method.FULL: base}
             for candidate in self.space.candidates[part.site.name] if step else ():
                 run = self._try(number, candidate, {**base, **forms.exits(candidate)}, runs)
-                runs[candidate] = run
+                if candidate in TWINS.values():
+                    runs[candidate] = run
                 losses[candidate] = relative_loss(reference, run[name])
                 check_loss(step, part.site.name, losses[candidate])
                 self._count_plain({**decided, part.site.name: candidate})
@@ -60,11 +64,8 @@ class GreedySteps(SiteStates):
     def _try(
         self, number: int, candidate: Method, values: Values, runs: Mapping[Method, Values]
     ) -> Values:
-        """Run all behind a site; of a half that another run has had, take what that one made.
-
-        `asc` leaves the conditional half as full attention does, and `wa-rs` as `wa-rs+asc`.
-        """
-        twin = {Method.ASC: Method.FULL, Method.WA_RS: Method.WA_RS_ASC}.get(candidate)
+        """Run all behind a site; of a half that another run has had, take what that one made."""
+        twin = TWINS.get(candidate)
         if self.pieces.halves is None or twin is None or twin not in runs:
             return self._run_behind(number, values)
         axes = self.pieces.halves.axes
@@ -73,7 +74,9 @@ class GreedySteps(SiteStates):
         half = self._run_behind(number, half, self.pieces.halves)
         known = runs[twin]
         return {
-            name: _join(known[name], value, axes.get(name), last) for name, value in half.items()
+            name: _join(known[name], value, axes.get(name), last)
+            for name, value in half.items()
+            if name in known
         }
 
     def _run_behind(self, number: int, values: Values, halves: Halves | None = None) -> Values:
@@ -83,10 +86,10 @@ class GreedySteps(SiteStates):
             The values that are still needed behind the site, and the program's outputs: of one
             half of the batch if `halves` are given, and `values` are that half's.
         """
-        glue = self.pieces.glue if halves is None else halves.glue
+        glue = self.pieces.glue[number + 1 :] if halves is None else halves.glue[number:]
         sites = self._sites if halves is None else halves.sites
-        values = {**values, **self.run(glue[number + 1], values)}
-        for site, behind in zip(sites[number + 1 :], glue[number + 2 :], strict=True):
+        values = {**values, **self.run(glue[0], values)}
+        for site, behind in zip(sites[number + 1 :], glue[1:], strict=True):
             for piece in (*site, behind):
                 values.update(self.run(piece, values))
             for name in (*site[0].outputs, *site[1].outputs):
