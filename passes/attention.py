@@ -27,18 +27,20 @@ def windowed_by_rows(
     tokens = query.shape[-2]
     low, high = ROWS
     rows = max(1, min(max(radius, low), high) // block) * block
+    mask = None if rows == block else _added(window, rows, query.device, query.dtype)
     parts = []
     for start in range(0, tokens, rows):
         stop = min(start + rows, tokens)
         first, last = window.keys_of(start, stop, tokens)
+        behind = radius - start
         parts.append(
             torch.nn.functional.scaled_dot_product_attention(
                 query[..., start:stop, :],
                 key[..., first:last, :],
                 value[..., first:last, :],
-                attn_mask=_added(
-                    window, start - first, stop - start, last - first, query.device, query.dtype
-                ),
+                attn_mask=mask
+                if mask is None
+                else mask[: stop - start, first + behind : last + behind],
                 scale=scale,
             )
         )
@@ -78,17 +80,13 @@ WINDOW_ATTENTION = torch.ops.ditc.window_attention.default
 """The operator as it stands in a graph: query, key, value, radius, block, scale."""
 
 
-@lru_cache(maxsize=32)
-def _added(
-    window: Window, behind: int, rows: int, keys: int, device: torch.device, dtype: torch.dtype
-) -> torch.Tensor | None:
-    """Return `[rows, keys]` to add to scores, of queries that begin `behind` keys in."""
-    queries = (torch.arange(rows, device=device)[:, None] + behind) // window.block
-    seen = torch.arange(keys, device=device)[None, :] // window.block
-    near = (queries - seen).abs() <= window.radius // window.block
-    if near.all():
-        return None
-    return torch.zeros(rows, keys, device=device, dtype=dtype).masked_fill(~near, float("-inf"))
+@lru_cache(maxsize=16)
+def _added(window: Window, rows: int, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
+    """Return what is added to scores, `[rows, rows + 2 * radius]`: keys begin a radius before."""
+    queries = torch.arange(rows, device=device)[:, None] // window.block
+    keys = torch.arange(-window.radius, rows + window.radius, device=device)[None, :]
+    near = (queries - keys // window.block).abs() <= window.radius // window.block
+    return torch.zeros(near.shape, device=device, dtype=dtype).masked_fill(~near, float("-inf"))
 
 
 def windowed_attention(

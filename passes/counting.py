@@ -4,6 +4,7 @@ Matrix products and convolutions count, elementwise work does not.
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import fx
@@ -63,6 +64,8 @@ def node_multiply_adds(node: fx.Node) -> int:
         first = node.args[1 if node.target is aten.baddbmm.default else 0]
         assert isinstance(first, fx.Node)
         return math.prod(shape_of(node)) * shape_of(first)[-1]
+    if node.target is aten.einsum.default:
+        return _einsum_cost(node)
     if node.target in CONVOLUTIONS:
         weight = node.args[1]
         assert isinstance(weight, fx.Node)
@@ -70,6 +73,31 @@ def node_multiply_adds(node: fx.Node) -> int:
     if node.target in (SDPA, *WINDOWED):
         return _attention_cost(node)
     return 0
+
+
+def _einsum_cost(node: fx.Node) -> int:
+    """Return the product of all axes' sizes; of one operand nothing is multiplied."""
+    equation, operands = node.args[:2]
+    assert isinstance(equation, str)
+    assert isinstance(operands, Sequence)
+    if len(operands) == 1:
+        return 0
+    taken, arrow, made = equation.replace(" ", "").partition("->")
+    sizes: dict[str, int] = {}
+    for term, operand in zip(taken.split(","), operands, strict=True):
+        assert isinstance(operand, fx.Node)
+        sizes |= _sizes(term, shape_of(operand))
+    kept = made if arrow else [letter for letter in sizes if taken.count(letter) == 1]
+    summed = math.prod(size for letter, size in sizes.items() if letter not in kept)
+    return math.prod(shape_of(node)) * summed
+
+
+def _sizes(term: str, shape: tuple[int, ...]) -> dict[str, int]:
+    """Return the size of each letter of an operand's term; an ellipsis stands for what is left."""
+    front, _, end = term.partition("...")
+    return dict(zip(front, shape, strict=False)) | dict(
+        zip(end, shape[len(shape) - len(end) :], strict=True)
+    )
 
 
 def _attention_cost(node: fx.Node) -> int:

@@ -16,7 +16,7 @@ from .base import run
 from .counting import node_multiply_adds
 from .dependence import Level, levels
 from .graphs import BOTH_HALVES, ONE_HALF, call, copy_module, infer
-from .halving import BatchAxes
+from .halving import BatchAxes, check_half
 from .identity import in_batch
 from .program import Input, Program
 from .remove_dead_code import RemoveDeadCode
@@ -121,7 +121,7 @@ def _halve(graph: fx.Graph, names: Set[str], axes: Mapping[str, int]) -> set[str
             _slice_inputs(graph, node, halving, axes)
             halving.halve(node)
             infer([node])
-            _check_half(node, before[2], axes[node.name])
+            check_half(node, before[2], axes[node.name])
         except PassError:
             node.args, node.kwargs, node.meta["val"] = before
             halving.axis.pop(node, None)
@@ -146,15 +146,6 @@ def _slice_inputs(
         half.meta[ONE_HALF] = True
         halving.axis[half] = axis
         node.replace_input_with(source, half)
-
-
-def _check_half(node: fx.Node, before: object, axis: int) -> None:
-    after = node.meta["val"]
-    if isinstance(before, torch.Tensor):
-        shape = list(before.shape)
-        shape[axis] //= 2
-        if list(after.shape) != shape:
-            raise PassError(f"node {node.name}: isn't half of what it was")
 
 
 def _trimmed(graph: fx.Graph, names: Set[str], kept: Set[str]) -> set[str]:

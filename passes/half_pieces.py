@@ -6,7 +6,7 @@ that, it takes half where half is needed.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import fx
@@ -16,18 +16,19 @@ from ditc.runtime.errors import PassError
 from .batch_moves import BATCH, asked, carriers
 from .counting import multiply_adds
 from .graphs import call, copy_module, flat_outputs, infer, shape_of
-from .halving import BatchAxes
+from .halving import BatchAxes, check_half, write_half
+from .identity import in_batch
 from .piece import Piece, SitePieces
 from .program import Program
 from .verify import verify
 
-__all__ = ["Halves", "halves_of"]
+__all__ = ["HalfPieces", "half_pieces_of"]
 
 aten = torch.ops.aten
 
 
 @dataclass(frozen=True, eq=False)
-class Halves:
+class HalfPieces:
     """The pieces for the unconditional half of the batch alone.
 
     Attributes:
@@ -35,16 +36,42 @@ class Halves:
         sites: each site's pieces in turn.
         axes: for every value that enters or leaves a piece by halves, by name, the axis they lie
             on; all others are whole.
+        last: whether it is the second half.
     """
 
     glue: tuple[Piece, ...]
     sites: tuple[tuple[Piece, ...], ...]
     axes: Mapping[str, int]
+    last: bool
+
+    def half(self, name: str, value: torch.Tensor) -> torch.Tensor:
+        """Return the half of a value by its name, a whole one as it is."""
+        return value.chunk(2, dim=self.axes[name])[self.last] if name in self.axes else value
+
+    def with_half(self, name: str, value: torch.Tensor, half: torch.Tensor) -> torch.Tensor:
+        """Return a value by its name with another half in it, of a whole one the other."""
+        if name not in self.axes:
+            return half
+        other = value.chunk(2, dim=self.axes[name])[not self.last]
+        return torch.cat([other, half] if self.last else [half, other], dim=self.axes[name])
 
 
-def halves_of(
+@dataclass
+class _Followed:
+    """A piece that the batch was followed through.
+
+    Attributes:
+        axis: of each node that holds both halves.
+        wanted: of a node and what it takes half of, though that is whole, the axis to halve.
+    """
+
+    axis: dict[fx.Node, int]
+    wanted: dict[tuple[fx.Node, fx.Node], int] = field(default_factory=dict)
+
+
+def half_pieces_of(
     program: Program, glue: Sequence[Piece], parts: Sequence[SitePieces]
-) -> Halves | None:
+) -> HalfPieces | None:
     """Return the pieces for the unconditional half of the batch.
 
     Args:
@@ -53,38 +80,40 @@ def halves_of(
         parts: the sites.
 
     Returns:
-        None where there are no halves, or where an operator behind a site treats the batch in a
-        way that isn't known.
+        None where the batch doesn't hold both halves, or where an operator behind a site treats
+        it in a way that isn't known.
     """
-    if program.cfg is None:
+    if program.cfg is None or not in_batch(program.cfg):
         return None
     batch = program.latents.shape[0]
     axes = {entry.name: 0 for entry in program.inputs if entry.shape[:1] == (batch,)}
-    _follow(glue[0], axes)
+    _follow_whole(glue[0], axes)
     last = program.cfg == "cond-first"
-    sites, behind = [], []
+    rows = [(*part.in_turn, piece) for part, piece in zip(parts, glue[1:], strict=True)]
     try:
-        for part, piece in zip(parts, glue[1:], strict=True):
-            sites.append(tuple(_halved(stretch, axes, last) for stretch in part.in_turn))
-            behind.append(_halved(piece, axes, last))
+        halved = [[_halved(piece, axes, last) for piece in row] for row in rows]
     except PassError:
         return None
-    return Halves(tuple(behind), tuple(sites), axes)
+    for piece in (piece for row in halved for piece in row):
+        verify(piece.module)
+    sites = tuple(tuple(row[:-1]) for row in halved)
+    return HalfPieces(tuple(row[-1] for row in halved), sites, axes, last)
 
 
-def _follow(piece: Piece, axes: dict[str, int]) -> None:
-    """Add the axes of what a piece makes to `axes`, as far as they are known: it runs whole."""
-    batched = BatchAxes(())
+def _follow_whole(piece: Piece, axes: dict[str, int]) -> None:
+    """Add the axes of what a piece yields to `axes`, as far as they are known: it runs whole."""
+    batched = _entering(piece, axes)
     for node in piece.module.graph.nodes:
-        if node.op == "placeholder" and node.name in axes:
-            batched.axis[node] = axes[node.name]
-        if node.op != "call_function":
-            continue
-        try:
-            batched.follow(node, BATCH)
-        except PassError:
-            continue
-    axes.update({node.name: axis for node, axis in batched.axis.items()})
+        if node.op == "call_function":
+            _try_to_follow(node, batched)
+    _leave(piece, batched.axis, axes)
+
+
+def _try_to_follow(node: fx.Node, batched: BatchAxes) -> None:
+    try:
+        batched.follow(node, BATCH)
+    except PassError:
+        batched.axis.pop(node, None)
 
 
 def _halved(piece: Piece, axes: dict[str, int], last: bool) -> Piece:
@@ -94,39 +123,63 @@ def _halved(piece: Piece, axes: dict[str, int], last: bool) -> Piece:
         piece: for all of it.
         axes: of what enters the piece by halves.
         last: which half.
+
+    Raises:
+        PassError: if it isn't known how an operator treats the batch.
     """
+    followed = _followed(piece, axes)
     module = copy_module(piece.module)
     graph = module.graph
-    batched = BatchAxes(())
-    for node in graph.find_nodes(op="placeholder"):
-        if node.name in axes:
-            batched.axis[node] = axes[node.name]
-            value = node.meta["val"]
-            node.meta["val"] = value.narrow(axes[node.name], 0, value.shape[axes[node.name]] // 2)
-    for node in list(graph.nodes):
-        if node.op == "call_function":
-            batched.follow(node, BATCH)
-            _take_halves(node, batched, last)
-            batched.halve(node)
-            infer([node])
-    verify(module)
+    copies = dict(zip(piece.module.graph.nodes, list(graph.nodes), strict=True))
+    for (node, source), at in followed.wanted.items():
+        _take_half(copies[node], copies[source], at, last)
+    for node, axis in followed.axis.items():
+        copy, whole = copies[node], node.meta["val"]
+        if node.op == "placeholder":
+            copy.meta["val"] = whole.narrow(axis, 0, whole.shape[axis] // 2)
+            continue
+        write_half(copy, axis)
+        infer([copy])
+        check_half(copy, whole, axis)
     module.recompile()
-    for name, node in zip(piece.outputs, flat_outputs(graph), strict=True):
-        if node in batched.axis:
-            axes[name] = batched.axis[node]
+    _leave(piece, followed.axis, axes)
     return Piece(module, piece.inputs, piece.outputs, multiply_adds(graph))
 
 
-def _take_halves(node: fx.Node, batched: BatchAxes, last: bool) -> None:
-    """Take half of what a node with half the batch has whole and needs half of."""
-    if node not in batched.axis:
-        return
-    for source in carriers(node):
-        at = None if source in batched.axis else asked(node, source, batched.axis[node])
-        if at is None:
+def _followed(piece: Piece, axes: Mapping[str, int]) -> _Followed:
+    batched = _entering(piece, axes)
+    followed = _Followed(batched.axis)
+    for node in piece.module.graph.nodes:
+        if node.op != "call_function":
             continue
-        size = shape_of(source)[at] // 2
-        with node.graph.inserting_before(node):
-            half = call(node.graph, aten.slice.Tensor, source, at, size * last, size * (1 + last))
-        batched.axis[half] = at
-        node.replace_input_with(source, half)
+        batched.follow(node, BATCH)
+        if node not in batched.axis:
+            continue
+        for source in carriers(node):
+            at = None if source in batched.axis else asked(node, source, batched.axis[node])
+            if at is not None:
+                followed.wanted[node, source] = at
+    return followed
+
+
+def _entering(piece: Piece, axes: Mapping[str, int]) -> BatchAxes:
+    batched = BatchAxes(())
+    for node in piece.module.graph.find_nodes(op="placeholder"):
+        if node.name in axes:
+            batched.axis[node] = axes[node.name]
+    return batched
+
+
+def _leave(piece: Piece, axis: Mapping[fx.Node, int], axes: dict[str, int]) -> None:
+    """Add the axes of what a piece yields to `axes`."""
+    for name, node in zip(piece.outputs, flat_outputs(piece.module.graph), strict=True):
+        if node in axis:
+            axes[name] = axis[node]
+
+
+def _take_half(node: fx.Node, source: fx.Node, axis: int, last: bool) -> None:
+    """Let a node take half of what is whole."""
+    size = shape_of(source)[axis] // 2
+    with node.graph.inserting_before(node):
+        half = call(node.graph, aten.slice.Tensor, source, axis, size * last, size * (1 + last))
+    node.replace_input_with(source, half)

@@ -11,7 +11,7 @@ from .batch_moves import asked, carriers, indifferent, moved, numbers
 from .batch_rules import SIZED
 from .graphs import shape_of
 
-__all__ = ["BatchAxes", "write_half"]
+__all__ = ["BatchAxes", "check_half", "write_half"]
 
 aten = torch.ops.aten
 
@@ -78,6 +78,20 @@ def write_half(node: fx.Node, axis: int) -> None:
             node.args = (node.args[0], _half(node, counts, axis))
     elif node.target is aten.repeat_interleave.self_int and "output_size" in node.kwargs:
         node.kwargs = {k: v for k, v in node.kwargs.items() if k != "output_size"}
+
+
+def check_half(node: fx.Node, before: object, axis: int) -> None:
+    """Check that a node's value has half the size along an axis that it had before.
+
+    Raises:
+        PassError: if it has another shape.
+    """
+    if not isinstance(before, torch.Tensor):
+        return
+    shape = list(before.shape)
+    shape[axis] //= 2
+    if list(node.meta["val"].shape) != shape:
+        raise PassError(f"node {node.name}: isn't half of what it was")
 
 
 def _halve_unflatten(node: fx.Node, axis: int) -> None:

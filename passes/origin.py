@@ -26,7 +26,8 @@ class Origin:
     """How a plan was found.
 
     Attributes:
-        search: name of the search: `greedy`, `local` or `ilp`.
+        search: name of the search: `greedy`, `local` or `ilp`; behind a comma what sets the plan
+            apart from what was found, such as `on other weights`.
         threshold: δ, the loss allowed at the last site, or for `ilp` in a step.
         metric: name of the loss.
         seed: of the latents that the search sampled from.
@@ -42,6 +43,11 @@ class Origin:
     samples: int
     ditc: str
     gate: Gate | None = None
+
+    @property
+    def algorithm(self) -> str:
+        """The search alone, without what follows a comma."""
+        return self.search.partition(", ")[0]
 
     def to_json(self) -> dict[str, object]:
         """Return what a plan file holds of it."""

@@ -18,7 +18,7 @@ from ditc.runtime.errors import PassError
 from .base import run
 from .counting import multiply_adds, node_multiply_adds
 from .graphs import find, flat_outputs
-from .half_pieces import Halves, halves_of
+from .half_pieces import HalfPieces, half_pieces_of
 from .keep_slots import window_call
 from .piece import Piece, SitePieces
 from .program import Program, Site
@@ -38,13 +38,13 @@ class Pieces:
         glue: what runs before each site, and behind the last.
         sites: the sites in the order in which they run.
         outputs: names of the nodes that the program returns.
-        halves: the same for half the batch; None where both halves always have to run.
+        halves: pieces for half the batch; None where both halves always have to run.
     """
 
     glue: tuple[Piece, ...]
     sites: tuple[SitePieces, ...]
     outputs: tuple[str, ...]
-    halves: Halves | None
+    halves: HalfPieces | None
 
 
 def cut(program: Program, windows: Mapping[str, SiteWindow]) -> Pieces:
@@ -59,6 +59,26 @@ def cut(program: Program, windows: Mapping[str, SiteWindow]) -> Pieces:
     taken = {node for inside in insides for node in inside}
     if len(taken) != sum(len(inside) for inside in insides):
         raise PassError("sites overlap: a node belongs to two of them")
+    runs = _runs_of_glue(graph, sites, taken)
+    glue = tuple(_piece(program, nodes, _used_elsewhere(nodes)) for nodes in runs)
+    parts = tuple(
+        _site_pieces(program, site, inside, windows[site.name])
+        for site, inside in zip(sites, insides, strict=True)
+    )
+    returned = tuple(node.name for node in flat_outputs(graph))
+    return Pieces(glue, parts, returned, half_pieces_of(program, glue, parts))
+
+
+def _runs_of_glue(
+    graph: fx.Graph, sites: Sequence[Site], taken: set[fx.Node]
+) -> list[list[fx.Node]]:
+    """Return the nodes in front of each site and behind the last, in graph order.
+
+    Args:
+        graph: to cut.
+        sites: where.
+        taken: their nodes.
+    """
     runs: list[list[fx.Node]] = [[] for _ in range(len(sites) + 1)]
     behind = {name: number + 1 for number, site in enumerate(sites) for name in site.exits}
     left = {number + 1: len(site.exits) for number, site in enumerate(sites)}
@@ -75,13 +95,7 @@ def cut(program: Program, windows: Mapping[str, SiteWindow]) -> Pieces:
             place[node] = behind[node.name]
             left[place[node]] -= 1
             current = current if left[place[node]] else place[node]
-    glue = tuple(_piece(program, nodes, _used_elsewhere(nodes)) for nodes in runs)
-    parts = tuple(
-        _site_pieces(program, site, inside, windows[site.name])
-        for site, inside in zip(sites, insides, strict=True)
-    )
-    returned = tuple(node.name for node in flat_outputs(graph))
-    return Pieces(glue, parts, returned, halves_of(program, glue, parts))
+    return runs
 
 
 def _site_pieces(
@@ -95,8 +109,9 @@ def _site_pieces(
     entry = [node for node in inside if node in entered]
     core = [node for node in inside if node in before - entered]
     back = [node for node in inside if node not in before | entered]
-    if any(user in before for node in back for user in node.users):
-        raise PassError(f"site {site.name}: its exits feed its attention")
+    leaks = sorted(set(_used_elsewhere(inside)) - set(site.exits))
+    if leaks:
+        raise PassError(f"site {site.name}: {leaks[0]} is used outside, and is none of its exits")
     yielded = dict.fromkeys([*_used_elsewhere(entry), *(node.name for node in heads)])
     return SitePieces(
         site=site,

@@ -125,12 +125,13 @@ class Plan:
         return self.site_multiply_adds() / full if full else 1.0
 
     def multiply_adds_left(self) -> float:
-        """Return the share of a generation's multiply-adds that it leaves.
+        """Return the share of a generation's multiply-adds that it leaves; 1 of a model of none.
 
         A share, as plans may have been made with batches of different sizes.
         """
+        full = self.cost.full * self.steps
         left = self.cost.rest * self.steps + self.site_multiply_adds()
-        return left / (self.cost.full * self.steps)
+        return left / full if full else 1.0
 
     def method(self, step: int, site: str) -> Method:
         """Return the method of a site at a step, full for sites that the plan leaves alone."""

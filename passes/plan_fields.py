@@ -5,9 +5,18 @@ Every function raises `PlanError` if it isn't, naming where it stands, what was 
 
 from ditc.runtime.errors import PlanError
 
-__all__ = ["kind_of", "read_fields", "read_integer", "read_list", "read_number", "read_text"]
+__all__ = [
+    "MAX_NUMBER",
+    "kind_of",
+    "read_fields",
+    "read_integer",
+    "read_list",
+    "read_number",
+    "read_text",
+]
 
 MAX_NUMBER = 1e12
+"""The largest number that a plan may state."""
 
 
 def read_number(value: object, where: str) -> float:

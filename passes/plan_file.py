@@ -165,7 +165,7 @@ def _site_cost(value: object, where: str) -> SiteCost:
         raise PlanError(f"{where}.text: expected two numbers, found {len(ends)}")
     return SiteCost(
         projections=read_integer(fields["projections"], f"{where}.projections", 0, 2**63),
-        attention=read_integer(fields["attention"], f"{where}.attention", 0, 2**63),
+        attention=read_integer(fields["attention"], f"{where}.attention", 1, 2**63),
         tokens=read_integer(fields["tokens"], f"{where}.tokens", 1, 2**31),
         text=(
             read_integer(ends[0], f"{where}.text", 0, 2**31),

@@ -1,19 +1,16 @@
 """Share a site across CFG: x → site → y   becomes   conditional half of x → site → y, y."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import fx
 
-from ditc.runtime.errors import PassError
-
 from .base import Pass
 from .batch_following import Followed, follow_batch
 from .graphs import call, find, infer
 from .halves import Halves, halves_of
-from .halving import write_half
+from .halving import check_half, write_half
 from .program import CfgLayout, Site
 from .sites import region
 
@@ -62,7 +59,8 @@ class ShareCfg(Pass):
         for node, axis in halves.axes.items():
             write_half(node, axis)
         infer(node for node in inside if node in halves.axes)
-        _check_halved(halves.axes, before)
+        for node, axis in halves.axes.items():
+            check_half(node, before[node], axis)
         for node in inside:
             outside = [user for user in node.users if user not in members]
             if outside and node in halves.axes:
@@ -79,16 +77,6 @@ class ShareCfg(Pass):
             half.meta[HALF] = True
             for user in users:
                 user.replace_input_with(entry, half)
-
-
-def _check_halved(axes: Mapping[fx.Node, int], before: Mapping[fx.Node, object]) -> None:
-    for node, axis in axes.items():
-        was = before[node]
-        if isinstance(was, torch.Tensor):
-            shape = list(was.shape)
-            shape[axis] //= 2
-            if list(node.meta["val"].shape) != shape:
-                raise PassError(f"node {node.name}: isn't half of what it was")
 
 
 def _repeat(graph: fx.Graph, node: fx.Node, users: list[fx.Node]) -> None:

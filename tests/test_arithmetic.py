@@ -92,6 +92,34 @@ def test_graph_with_a_convolution() -> None:
     assert multiply_adds(program.graph_module.graph) == counts.get_total_flops() // 2
 
 
+class _Einsum(torch.nn.Module):
+    def __init__(self, equation: str) -> None:
+        super().__init__()
+        self.equation = equation
+
+    def forward(self, *operands: torch.Tensor) -> torch.Tensor:
+        return torch.einsum(self.equation, *operands)
+
+
+@pytest.mark.parametrize(
+    ("equation", "shapes"),
+    [
+        ("nhwc->nchw", [(2, 3, 4, 5)]),
+        ("bij,bjk->bik", [(2, 3, 4), (2, 4, 5)]),
+        ("hk, nhwc -> nkwc", [(3, 6), (2, 3, 4, 5)]),
+        ("ij,jk", [(3, 4), (4, 5)]),
+        ("...ij,jk->...ik", [(2, 3, 3, 4), (4, 5)]),
+        ("i...,ij->j...", [(3, 2, 4), (3, 5)]),
+    ],
+)
+def test_einsum_as_torch_counts_it(equation: str, shapes: list[tuple[int, ...]]) -> None:
+    operands = tuple(torch.ones(shape) for shape in shapes)
+    graph = torch.export.export(_Einsum(equation), operands).graph_module.graph
+    with torch.utils.flop_counter.FlopCounterMode(display=False) as counts:
+        torch.einsum(equation, *operands)
+    assert multiply_adds(graph) == counts.get_total_flops() // 2
+
+
 @pytest.mark.parametrize(
     ("name", "cfg"),
     [

@@ -26,6 +26,13 @@ def test_finds_the_least_threshold_to_within_a_tenth(search: str, needed: float)
     assert len(tried) == len(set(tried)) <= 16
 
 
+def test_errors_at_a_site_are_squared_and_may_be_large() -> None:
+    for search in ("local", "ilp"):
+        assert 4e4 <= least_threshold(search, 3, lambda threshold: threshold >= 4e4) <= 4.5e4
+    with pytest.raises(PlanError, match=r"no threshold up to 6\.06 meets"):
+        least_threshold("greedy", 3, lambda threshold: threshold >= 40)
+
+
 def test_a_budget_that_any_threshold_meets() -> None:
     assert least_threshold("local", 3, lambda _: True) < 1e-5
 

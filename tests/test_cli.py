@@ -376,7 +376,7 @@ def test_inspect_a_bundle(capsys: Capture) -> None:
     assert lines[1] == "model      tests.models.PlainDenoiser"
     assert lines[2] == "target     onnx, fp32, CFG cond-first"
     assert "input      x float32 [4, 25, 16] (latents)" in lines
-    assert "slots      2 in 1 storages, 6.40 kB" in lines
+    assert "slots      2 in 1 storage, 6.40 kB" in lines
     (left,) = (line for line in lines if line.startswith("left       "))
     assert left.endswith(" of the model's multiply-adds")
     assert lines[-3] == "attentions.0  #wc."
@@ -387,6 +387,18 @@ def test_inspect_a_bundle(capsys: Capture) -> None:
         "b02",
         "b03",
     ]
+
+
+def test_inspect_a_bundle_whose_plan_was_changed(capsys: Capture, tmp_path: Path) -> None:
+    bundle = tmp_path / "bundle"
+    shutil.copytree(small_bundle(), bundle)
+    text = (bundle / "plan.json").read_text()
+    (bundle / "plan.json").write_text(text.replace('"ast"', '"asc"', 1))
+    assert main(["inspect", str(bundle)]) == 0
+    (left,) = (
+        line for line in capsys.readouterr().out.splitlines() if line.startswith("left       ")
+    )
+    assert left.startswith(f"left       not known: {bundle / 'plan.json'}: has the SHA-256 ")
 
 
 def test_inspect_as_json_is_the_manifest(capsys: Capture) -> None:

@@ -117,6 +117,64 @@ def test_why_a_cell_is_what_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert "step 0 is never compressed" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("search", "head", "line"),
+    [
+        (
+            "ilp, on other weights",
+            "ilp search on other weights, squared errors of a step up to 0.3 over 3 sites; a "
+            "method is ruled out from 1.5 x 0.3 / 3 = 0.15 on",
+            "  ast        loss 0.5, 0.0% of full: ruled out",
+        ),
+        (
+            "local, on other weights",
+            "local search on other weights, threshold 0.3 x 1 of 3 sites = 0.1, at the site's own "
+            "output",
+            "  ast        loss 0.5, 0.0% of full: not under it",
+        ),
+        (
+            "by hand",
+            "by hand search, threshold 0.3; what it allows at a site isn't known",
+            "  ast        loss 0.5, 0.0% of full: not taken",
+        ),
+    ],
+)
+def test_why_of_other_searches(
+    search: str, head: str, line: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = replace(
+        full().replace(1, SITE, "wa-rs+asc"),
+        origin=Origin(search, 0.3, "relative", 0, 2, "0.1.0"),
+        losses=({}, {SITE: {Method.AST: 0.5, Method.WA_RS_ASC: 0.02}}, {}),
+    )
+    explain(saved(tmp_path / "plan.json", found), 1, SITE)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[2:4] == [head, line]
+
+
+def test_why_of_a_program_of_a_step(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = replace(
+        full(),
+        origin=Origin("ilp", 0.3, "relative", 0, 2, "0.1.0"),
+        losses=({}, {SITE: {Method.AST: 0.5, Method.ASC: 0.02}}, {}),
+    )
+    explain(saved(tmp_path / "plan.json", found), 1, SITE)
+    *_, first, second = capsys.readouterr().out.splitlines()
+    assert first.endswith(": ruled out")
+    assert second.endswith(": not among what saves most within the step's budget")
+
+
+def test_why_counts_the_residual(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plan = full().replace(2, SITE, "wa-rs")
+    cost, window = plan.cost.sites[SITE], plan.windows[SITE]
+    path = saved(tmp_path / "plan.json", plan)
+    explain(path, 1, SITE, as_json=True)
+    kept = json.loads(capsys.readouterr().out)["multiply_adds_left"]
+    assert kept == cost.of(Method.FULL, window, keeps_residual=True) / cost.full > 1
+    explain(path, 1, SITE)
+    assert f"multiply-adds {kept:.1%} of full, its residual kept" in capsys.readouterr().out
+
+
 def test_why_for_programs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     losses = {SITE: {Method.AST: 0.5, Method.WA_RS_ASC: 0.02}}
     plan = full().replace(1, SITE, "wa-rs+asc")

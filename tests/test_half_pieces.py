@@ -5,14 +5,13 @@ import torch
 from torch import nn
 
 from ditc.passes import Program, capture
-from ditc.passes.half_pieces import Halves
 from ditc.tools.models import demo_recording
 from ditc.tools.zoo import ZOO
 from ditc.tools.zoo_trial import captured
 
 from . import models
 from .samples import LAYOUTS, SAMPLES, sample
-from .test_pieces import Values, in_turn, pieces_of
+from .test_pieces import in_turn, pieces_of
 
 ZOO_NAMES = (
     "AuraFlowTransformer2DModel",  # rows of the batch made by a repeat
@@ -24,20 +23,14 @@ ZOO_NAMES = (
 )
 
 
-def half(halves: Halves, values: Values, last: int) -> Values:
-    return {
-        name: value.chunk(2, halves.axes[name])[last] if name in halves.axes else value
-        for name, value in values.items()
-    }
-
-
 def check(program: Program) -> None:
     pieces = pieces_of(program)
     halves = pieces.halves
     assert halves is not None
     whole = in_turn(program, pieces)
     assert set(pieces.outputs) <= set(halves.axes)
-    expected = half(halves, whole, last=int(program.cfg == "cond-first"))
+    assert halves.last == (program.cfg == "cond-first")
+    expected = {name: halves.half(name, value) for name, value in whole.items()}
     found = dict(expected)
     for site, glue in zip(halves.sites, halves.glue, strict=True):
         for piece in (*site, glue):
@@ -84,7 +77,31 @@ class Flipped(nn.Module):
         return (x + self.out(made.squeeze(1))).flip(0)
 
 
-def test_no_halves_where_the_batch_is_lost() -> None:
+class Repeated(Flipped):
+    """What comes behind the attention repeats the batch: its second half is no longer the last."""
+
+    def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        return super().forward(x, t).flip(0).repeat(2, 1, 1)[:2]
+
+
+@pytest.mark.parametrize("module", [Flipped, Repeated])
+def test_no_halves_where_the_batch_is_lost(module: type[nn.Module]) -> None:
     kwargs = {"x": models.noise(2, 8, 8), "t": torch.ones(2)}
-    program = capture(models.randomised(Flipped()), kwargs, "cond-first")
+    program = capture(models.randomised(module()), kwargs, "cond-first")
     assert pieces_of(program).halves is None
+
+
+def test_a_half_goes_back_where_it_was_taken_from() -> None:
+    for cfg in LAYOUTS:
+        halves = pieces_of(sample("dit", cfg).program).halves
+        assert halves is not None
+        name = next(name for name, axis in halves.axes.items() if axis == 0)
+        value = models.noise(4, 3)
+        half = halves.half(name, value)
+        assert torch.equal(half, value[2:] if cfg == "cond-first" else value[:2])
+        assert torch.equal(halves.with_half(name, value, half), value)
+        changed = halves.with_half(name, value, 2 * half)
+        assert torch.equal(halves.half(name, changed), 2 * half)
+        other = value[:2] if cfg == "cond-first" else value[2:]
+        assert torch.equal(changed[:2] if cfg == "cond-first" else changed[2:], other)
+        assert halves.with_half("whole", value, half) is half

@@ -1,12 +1,15 @@
 """Programs cut at their sites: what the pieces make, in turn, is what the program makes."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
 
-from ditc.passes import Plan, Program, capture
+from ditc.passes import Plan, Program, Window, capture
 from ditc.passes.counting import multiply_adds
 from ditc.passes.pieces import Pieces, cut
+from ditc.runtime.errors import PassError
 from ditc.tools.zoo import ZOO
 from ditc.tools.zoo_trial import captured
 
@@ -97,6 +100,28 @@ def test_products_that_no_site_leads_to_come_first() -> None:
     before, behind = pieces.glue
     assert before.multiply_adds == 2 * 4 * 16 + 2 * 4 * 8
     assert behind.multiply_adds == 2 * 8 * 8 * 8
+
+
+class Leaking(Gated):
+    """The gate is used again behind the site."""
+
+    def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        query, key, value, gate = (part[:, None] for part in self.joint(x).chunk(4, -1))
+        made = nn.functional.scaled_dot_product_attention(query, key, value) * gate.sigmoid()
+        return self.last((x + self.out(made.squeeze(1))) * gate.squeeze(1) + t[:, None, None])
+
+
+def test_what_cannot_be_cut() -> None:
+    kwargs = {"x": models.noise(2, 8, 8), "t": torch.ones(2)}
+    leaking = capture(models.randomised(Leaking()), kwargs, "cond-first")
+    (site,) = leaking.sites
+    inside = replace(site, projections=("linear",), exits=("linear_1",))
+    with pytest.raises(PassError, match=r"site attention: linear_2 is used outside, and is none"):
+        cut(replace(leaking, sites=(inside,)), {site.name: Window(2)})
+    program = gated()
+    twice = replace(program, sites=(program.sites[0], replace(program.sites[0], name="again")))
+    with pytest.raises(PassError, match="sites overlap: a node belongs to two of them"):
+        cut(twice, dict.fromkeys((program.sites[0].name, "again"), Window(2)))
 
 
 def test_a_window_takes_what_the_entry_yields() -> None:

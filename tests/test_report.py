@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from ditc.export import compile as compile_bundle
-from ditc.passes import schedule, schedule_cost
+from ditc.passes import Plan, schedule, schedule_cost
 from ditc.passes.curve import Curve
 from ditc.passes.merging import Merging
 from ditc.runtime.errors import BundleError, DitcError
@@ -102,6 +102,16 @@ def test_a_plan_tells_what_was_tried_and_how_much_was_allowed(tmp_path: Path) ->
     assert searched.losses == (((), (), ()), *[(tried, tried, tried)] * 3)
     assert searched.thresholds == pytest.approx((0.1, 0.2, 0.3), rel=1e-12)
     assert searched.threshold == 0.3
+
+
+def test_a_plan_on_other_weights_tells_what_its_search_allowed(tmp_path: Path) -> None:
+    plan = Plan.load(reports.write_plan(tmp_path))
+    assert plan.origin is not None
+    elsewhere = replace(plan.origin, search=f"{plan.origin.search}, on other weights")
+    replace(plan, origin=elsewhere).save(tmp_path / "elsewhere.json")
+    facts = read_facts(tmp_path / "elsewhere.json")
+    assert facts.searched == read_facts(tmp_path / "plan.json").searched
+    assert dict(facts.notes)["found by"].startswith("greedy search on other weights, ")
 
 
 def test_a_bundle_tells_the_same_as_its_schedule() -> None:
@@ -651,9 +661,10 @@ def test_places_that_cannot_be_written(tmp_path: Path, capsys: pytest.CaptureFix
     for places, words in (
         ([out], "is a folder"),
         ([tmp_path / "none" / "r.html"], "can't be written"),
-        ([path], "was read for this report"),
+        ([path], "is read for this report"),
         ([out / "r.html", "--png", out / "r.html"], "is where the report goes"),
         ([out / "r.html", "--png", tmp_path / "none" / "r.png"], "can't be written"),
+        ([out / "r.html", "--png", out / "manifest.json"], "is written as PNG: end it in .png"),
     ):
         assert main(["report", str(path), "-o", *map(str, places)]) == 1
         error = capsys.readouterr().err

@@ -7,7 +7,7 @@ from torch import nn
 from ditc.export import sampler_table
 from ditc.passes import Method, Program, capture, schedule
 from ditc.runtime.errors import PlanError
-from ditc.tools.decisions import Checkpoint, Found, relative_loss, threshold_of
+from ditc.tools.decisions import Checkpoint, Found, relative_loss
 from ditc.tools.models import demo_recording
 from ditc.tools.search import find
 from ditc.tools.space import space_of
@@ -121,11 +121,6 @@ def test_loss_is_the_papers() -> None:
     # |O−O'| / max(|O|, |O'|): 0.5/1.5, 1/2, 0, 6/3
     assert relative_loss(first, second) == pytest.approx((1 / 3 + 0.5 + 0 + 2) / 4, rel=1e-5)
     assert relative_loss(first, second) == relative_loss(second, first)
-
-
-def test_threshold_rises_with_depth() -> None:
-    found = [threshold_of(0.1, number, 4) for number in range(4)]
-    assert found == pytest.approx([0.025, 0.05, 0.075, 0.1])
 
 
 @pytest.mark.parametrize("threshold", [0.0, -1.0, float("nan"), float("inf")])

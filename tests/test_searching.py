@@ -1,14 +1,19 @@
 """`ditc search`: searches that are stopped, budgets, gates, and options at fault."""
 
 import json
+from argparse import Namespace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from ditc.export import sampler_table
 from ditc.passes import Method, Plan
-from ditc.tools import journal
+from ditc.tools import journal, searching
 from ditc.tools.cli import main
+from ditc.tools.glyphs import demo_scheduler
 from ditc.tools.models import demo_recording
+from ditc.tools.space import space_of
 
 from .test_latencies import made
 
@@ -44,12 +49,13 @@ def latency(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.mark.parametrize("search", ["local", "ilp"])
+@pytest.mark.parametrize("search", ["greedy", "local", "ilp"])
 def test_stopped_it_ends_in_the_same_plan(search: str, tmp_path: Path, capsys: Capture) -> None:
     options = (*COMMON, "--search", search, "--threshold", "0.5")
     assert main([*options, "-o", str(tmp_path / "whole.json")]) == 0
     out = capsys.readouterr().out
-    assert "the search computed as much as " in out
+    told = "% of what whole runs of" if search == "greedy" else "the search computed as much as "
+    assert told in out
     for writes in (0, 2):
         place = tmp_path / "plan.json"
         stopped(options, place, writes)
@@ -66,6 +72,27 @@ def test_a_journal_of_another_search_is_not_gone_on_with(tmp_path: Path, capsys:
     capsys.readouterr()
     assert main([*COMMON, "--search", "ilp", "-o", str(place)]) == 0
     assert "going on" not in capsys.readouterr().err
+
+
+def test_a_journal_of_another_version_is_not_gone_on_with(tmp_path: Path, capsys: Capture) -> None:
+    place, options = tmp_path / "plan.json", (*COMMON, "--search", "local")
+    stopped(options, place, 1)
+    capsys.readouterr()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(searching, "version", lambda _: "0.0.0")
+        assert main([*options, "-o", str(place)]) == 0
+    assert "going on" not in capsys.readouterr().err
+
+
+def test_a_journal_holds_for_the_constants_of_the_model() -> None:
+    program = demo_recording().capture()
+    options = Namespace(guidance_scale=4.0, seed=0, search="local")
+    table = sampler_table(demo_scheduler(), 4)
+    first, second = (
+        searching._arguments(options, space_of(replace(program, constants={"scale": value})), table)
+        for value in (1.0, 2.0)
+    )
+    assert {key for key in first if first[key] != second[key]} == {"constants"}
 
 
 def test_a_budget_is_met_and_stopped_it_ends_in_the_same_plan(
@@ -136,7 +163,13 @@ def test_options_at_fault(tmp_path: Path, latency: Path, capsys: Capture) -> Non
     assert "latencies none.json: can't be read" in told("--latency", "none.json")
     assert "is out of reach: the best is " in told("--speedup", "50", "--search", "local")
     assert "needs no plan" in told("--speedup", "0.9")
-    assert "budget is nan" in told("--latency", str(latency), "--budget-ms", "nan")
+    for wrong in ("nan", "inf", "-1", "0", "2e12"):
+        assert f"--threshold {float(wrong):g}: expected a pos" in told(f"--threshold={wrong}")
+    assert "--speedup nan: expected a positive number up to 1e+12" in told("--speedup", "nan")
+    assert "--budget-ms nan: expected a positive n" in told(
+        "--latency", str(latency), "--budget-ms", "nan"
+    )
+    assert "--guidance-scale inf: expected a number up to 1e+12" in told("--guidance-scale", "inf")
     with pytest.raises(SystemExit):
         main([*COMMON, "-o", place, "--speedup", "2", "--threshold", "0.1"])
     assert "not allowed with argument" in capsys.readouterr().err

@@ -5,6 +5,7 @@ import json
 import sys
 import time
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from .progress import progress
 from .running import example_inputs, open_bundle
 from .timing import Timing, timing
 
-__all__ = ["bench", "check_bench_options", "time_buckets", "time_prologue"]
+__all__ = ["bench", "bench_record", "check_bench_options", "time_buckets", "time_prologue"]
 
 
 def check_bench_options(options: argparse.Namespace) -> None:
@@ -46,26 +47,36 @@ def bench(options: argparse.Namespace) -> None:
         timings = time_buckets(bundle, options.rounds)
         before = time_prologue(bundle, options.rounds)
         advance()
-    counts = Counter(run.bucket for run in bundle.manifest.runs)
-    whole = sum(timings[name].median_ms * count for name, count in counts.items())
-    whole += 0.0 if before is None else before.median_ms
     if options.json:
-        record = {
-            "buckets": {name: asdict(found) for name, found in timings.items()},
-            "prologue": None if before is None else asdict(before),
-            "generation_ms": whole,
-            "device_bytes": bundle.device_bytes,
-        }
-        sys.stdout.write(json.dumps(record) + "\n")
+        sys.stdout.write(json.dumps(bench_record(bundle, timings, before)) + "\n")
         return
+    counts = Counter(run.bucket for run in bundle.manifest.runs)
     sys.stdout.write("bucket    runs   median ms   quartiles ms\n")
     for bucket in bundle.manifest.buckets:
         sys.stdout.write(_row(bucket.name, counts[bucket.name], timings[bucket.name]))
     if before is not None:
         sys.stdout.write(_row("prologue", 1, before))
+    whole = _generation_ms(bundle, timings, before)
     sys.stdout.write(f"a generation of {bundle.steps} steps: {whole:.1f} ms in engines\n")
     if bundle.device_bytes is not None:
         sys.stdout.write(f"{bundle.device_bytes / 1e6:.1f} MB of the GPU's memory in use\n")
+
+
+def bench_record(
+    bundle: Bundle, timings: Mapping[str, Timing], before: Timing | None
+) -> dict[str, object]:
+    """Return what `ditc bench --json` prints, and `ditc report --bench` reads."""
+    return {
+        "buckets": {name: asdict(found) for name, found in timings.items()},
+        "prologue": None if before is None else asdict(before),
+        "generation_ms": _generation_ms(bundle, timings, before),
+        "device_bytes": bundle.device_bytes,
+    }
+
+
+def _generation_ms(bundle: Bundle, timings: Mapping[str, Timing], before: Timing | None) -> float:
+    steps = sum(timings[run.bucket].median_ms for run in bundle.manifest.runs)
+    return steps + (0.0 if before is None else before.median_ms)
 
 
 def _row(name: str, runs: int, found: Timing) -> str:

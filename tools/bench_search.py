@@ -1,9 +1,9 @@
 """Compare the greedy search with a plain one: `python -m ditc.tools.bench_search`.
 
 The plain search runs the whole model anew for the reference, for every candidate and for the step
-as decided, on the same rewritten pieces. Both must find the same plan. What is compared is what
-they computed, in multiply-adds, and the time that took, both in turn in one process. The quicker
-searches are measured in uncompressed generations.
+as decided, on the same pieces of the traced graph. Both must find the same plan. What is compared
+is what they computed, in multiply-adds, and the time that took, both in turn in one process. The
+quicker searches are measured in uncompressed generations.
 """
 
 import argparse
@@ -93,22 +93,32 @@ class PlainSteps(SiteStates):
 
     def decide(self, step: int, inputs: Mapping[str, torch.Tensor]) -> tuple[Decided, torch.Tensor]:
         """Decide every site of a step, and return its output too."""
-        decided: dict[str, Method] = {}
-        tried: dict[str, Losses] = {}
-        reference = self._whole(inputs, decided)
-        for number, part in enumerate(self.pieces.sites):
-            site = part.site.name
-            limit = threshold_of(self._threshold, number, len(self.pieces.sites))
-            method, losses = Method.FULL, {}
-            for candidate in self.space.candidates[site] if step else ():
-                output = self._whole(inputs, {**decided, site: candidate})
-                losses[candidate] = relative_loss(reference, output)
-                if losses[candidate] < limit:
-                    method = candidate
-                    break
-            decided[site], tried[site] = method, losses
+        names = [part.site.name for part in self.pieces.sites]
+        decided = dict.fromkeys(names, Method.FULL)
+        tried: dict[str, Losses] = {name: {} for name in names}
+        if step:
+            decided, tried = self._choose(inputs)
         output = self._whole(inputs, decided, keep=True)
         return Decided(decided, tried, self.multiply_adds, self.multiply_adds), output
+
+    def _choose(
+        self, inputs: Mapping[str, torch.Tensor]
+    ) -> tuple[dict[str, Method], dict[str, Losses]]:
+        decided: dict[str, Method] = {}
+        tried: dict[str, Losses] = {}
+        reference = self._whole(inputs, {})
+        for number, part in enumerate(self.pieces.sites):
+            name = part.site.name
+            limit = threshold_of(self._threshold, number, len(self.pieces.sites))
+            decided[name], losses = Method.FULL, {}
+            for candidate in self.space.candidates[name]:
+                output = self._whole(inputs, {**decided, name: candidate})
+                losses[candidate] = relative_loss(reference, output)
+                if losses[candidate] < limit:
+                    decided[name] = candidate
+                    break
+            tried[name] = losses
+        return decided, tried
 
     def _whole(
         self, inputs: Mapping[str, torch.Tensor], methods: Mapping[str, Method], keep: bool = False
@@ -119,7 +129,7 @@ class PlainSteps(SiteStates):
                 forms.keep(method)
             return method
 
-        return self.walk(inputs, pick)
+        return self.walk(self.entered(inputs), pick)
 
 
 def deep_recording(layers: int = 28) -> Recording:

@@ -88,7 +88,7 @@ def least_threshold(
             error allowed it does.
         start: the first threshold to try.
     """
-    largest = 1.01 * sites * (LARGEST_ERROR if search == "ilp" else LARGEST_RELATIVE)
+    largest = 1.01 * sites * (LARGEST_RELATIVE if search == "greedy" else LARGEST_ERROR)
     growth = GROWTH[search]
     high = start
     if meets(high):

@@ -5,12 +5,14 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from ditc.passes import Method, Plan
+from ditc.passes import Method, Origin, Plan
+from ditc.passes.liveness import kept_residuals
 from ditc.runtime.errors import BundleError, PlanError
 from ditc.runtime.files import PLAN_FILE, check_files
 from ditc.runtime.variants import read_manifest, variants_of
 
-from .thresholds import error_limit, threshold_of
+from .report_plan import titled
+from .thresholds import limits_of
 
 __all__ = ["diff", "explain"]
 
@@ -85,14 +87,13 @@ def explain(path: Path, step: int, site: str, *, as_json: bool = False) -> None:
 
 def _record(plan: Plan, step: int, site: str) -> dict[str, object]:
     """Return a cell for programs: null where the plan doesn't tell."""
-    method, cost = plan.method(step, site), plan.cost.sites[site]
     tried = None if plan.losses is None else plan.losses[step].get(site, {})
     gate = None if plan.origin is None else plan.origin.gate
     return {
         "step": step,
         "site": site,
-        "method": method,
-        "multiply_adds_left": cost.of(method, plan.windows[site]) / cost.full,
+        "method": plan.method(step, site),
+        "multiply_adds_left": _share(plan, step, site),
         "search": plan.origin and plan.origin.search,
         "threshold": _limit(plan, site),
         "losses": tried,
@@ -100,50 +101,63 @@ def _record(plan: Plan, step: int, site: str) -> dict[str, object]:
     }
 
 
+def _share(plan: Plan, step: int, site: str) -> float:
+    """Return a cell's share of the site's multiply-adds, with the residual that it keeps."""
+    keeps, cost = site in kept_residuals(plan, step), plan.cost.sites[site]
+    left = cost.of(plan.method(step, site), plan.windows[site], keeps_residual=keeps)
+    return left / cost.full
+
+
 def _limit(plan: Plan, site: str) -> float | None:
-    """Return the loss allowed at a site, None where no search found the plan."""
-    if plan.origin is None:
-        return None
-    if plan.origin.search == "ilp":
-        return error_limit(plan.origin.threshold, len(plan.sites))
-    return threshold_of(plan.origin.threshold, plan.sites.index(site), len(plan.sites))
+    """Return the loss allowed at a site, None where no search of ditc found the plan."""
+    limits = None if plan.origin is None else limits_of(plan.origin, len(plan.sites))
+    return None if limits is None else limits[plan.sites.index(site)]
 
 
 def _reasons(plan: Plan, step: int, site: str) -> Iterator[str]:
     method, window = plan.method(step, site), plan.windows[site]
     cost = plan.cost.sites[site]
     yield f"step {step}, {site}: {method}"
-    yield f"multiply-adds {cost.of(method, window) / cost.full:.1%} of full"
+    keeps = ", its residual kept for later steps" if site in kept_residuals(plan, step) else ""
+    yield f"multiply-adds {_share(plan, step, site):.1%} of full{keeps}"
     if step == 0:
         yield "step 0 is never compressed"
         return
     if plan.origin is None or plan.losses is None:
         yield "the plan was written, not found: no losses are known"
         return
-    number, count = plan.sites.index(site), len(plan.sites)
-    delta, by_program = plan.origin.threshold, plan.origin.search == "ilp"
-    limit = _limit(plan, site)
-    assert limit is not None
-    if by_program:
-        yield (
-            f"ilp search, squared errors of a step up to {delta:g} over {count} sites; a method is "
-            f"ruled out from 1.5 x {delta:g} / {count} = {limit:.4g} on"
-        )
-    else:
-        where = ", at the site's own output" if plan.origin.search == "local" else ""
-        yield (
-            f"{plan.origin.search} search, threshold {delta:g} x {number + 1} of {count} sites = "
-            f"{limit:.4g}{where}"
-        )
-    over, under = "ruled out", "another choice of the step saves more within its budget"
+    yield f"{titled(plan.origin.search)}, {_allowed(plan, plan.origin, site)}"
     for candidate, loss in plan.losses[step].get(site, {}).items():
         share = cost.of(candidate, window) / cost.full
-        verdict = "under it, taken" if candidate is method else "not under it"
-        if by_program and candidate is not method:
-            verdict = under if loss < limit else over
+        verdict = _verdict(plan, plan.origin, site, loss, taken=candidate is method)
         yield f"  {candidate:<10} loss {loss:.4g}, {share:.1%} of full: {verdict}"
     gate = plan.origin.gate
     for refused in gate.refused.get(site, ()) if gate else ():
         yield f"  {refused:<10} never tried: not faster than full here on {gate and gate.target}"
-    if method is Method.FULL:
+    if method is Method.FULL and plan.origin.algorithm != "ilp":
         yield "  full       no candidate was good enough"
+
+
+def _allowed(plan: Plan, origin: Origin, site: str) -> str:
+    """Return what the search allowed at a site, in words."""
+    number, count, limit = plan.sites.index(site), len(plan.sites), _limit(plan, site)
+    if limit is None:
+        return f"threshold {origin.threshold:g}; what it allows at a site isn't known"
+    if origin.algorithm == "ilp":
+        return (
+            f"squared errors of a step up to {origin.threshold:g} over {count} sites; a method is "
+            f"ruled out from 1.5 x {origin.threshold:g} / {count} = {limit:.4g} on"
+        )
+    where = ", at the site's own output" if origin.algorithm == "local" else ""
+    return f"threshold {origin.threshold:g} x {number + 1} of {count} sites = {limit:.4g}{where}"
+
+
+def _verdict(plan: Plan, origin: Origin, site: str, loss: float, *, taken: bool) -> str:
+    """Return what became of a candidate."""
+    limit = _limit(plan, site)
+    if limit is None:
+        return "taken" if taken else "not taken"
+    if origin.algorithm == "ilp" and not taken:
+        under = "not among what saves most within the step's budget"
+        return under if loss < limit else "ruled out"
+    return ("under it" if loss < limit else "not under it") + (", taken" if taken else "")

@@ -49,7 +49,8 @@ class Decided:
         losses: loss of every candidate that was tried, by site.
         multiply_adds: computed by the search up to and with this step.
         plain_multiply_adds: the same of a search that runs the whole model each time: for the
-            reference and every candidate if it is greedy, once a step if it isn't.
+            reference, every candidate and the step as decided if it is greedy, once a step if it
+            isn't.
     """
 
     methods: Mapping[str, Method]

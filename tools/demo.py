@@ -18,6 +18,7 @@ from ditc.runtime import Bundle
 from ditc.runtime.guidance import guide
 from ditc.runtime.sampler import SamplerState
 
+from .bench import bench_record, time_buckets, time_prologue
 from .bench_sites import measure
 from .demo_report import Report, figures_of, lines
 from .demo_runs import GUIDANCE_SCALE, image_of
@@ -26,6 +27,7 @@ from .images import comparison, to_bytes
 from .latencies import Latencies
 from .models import demo_recording
 from .progress import progress
+from .report import write_report
 from .search import find
 from .space import space_of
 from .timing import Timing, in_turn
@@ -46,8 +48,8 @@ def run_demo(out: Path, rounds: int = 7) -> Report:
     """Find a plan for the shipped model, compile with and without it, run both, and compare.
 
     Args:
-        out: folder for the plan, the latencies it was found by, bundles, `grid.png` and
-            `report.json`; made if it isn't there.
+        out: folder for the plan, the latencies it was found by, bundles, `grid.png`,
+            `report.html` and the figures in it; made if it isn't there.
         rounds: how often each way of making an image is timed.
     """
     out.mkdir(parents=True, exist_ok=True)
@@ -69,6 +71,13 @@ def run_demo(out: Path, rounds: int = 7) -> Report:
     timings = _timings(bundles, recording, plan.steps, rounds)
     report = figures_of(schedules["compressed"], bundles, images, timings, search_s)
     _write(report, images, out)
+    compressed = bundles["compressed"]
+    record = bench_record(
+        compressed, time_buckets(compressed, rounds), time_prologue(compressed, rounds)
+    )
+    (out / "bench.json").write_text(json.dumps(record) + "\n", encoding="utf-8")
+    write_report(out / "bundle-compressed", out / "report.html", bench=out / "bench.json", demo=out)
+    sys.stdout.write(f"page     {out / 'report.html'}\n")
     return report
 
 

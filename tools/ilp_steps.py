@@ -17,6 +17,7 @@ import scipy.optimize
 import torch
 
 from ditc.passes import Losses, Method
+from ditc.passes.piece import Values
 from ditc.runtime.errors import PlanError
 
 from .decisions import Decided, check_loss, error_limit, spread_of, squared_error
@@ -60,7 +61,8 @@ class IlpSteps(SiteStates):
     def decide(self, step: int, inputs: Mapping[str, torch.Tensor]) -> tuple[Decided, torch.Tensor]:
         """Decide every site of a step, and return its output too."""
         names = [part.site.name for part in self.pieces.sites]
-        errors = self._errors(step, inputs) if step else {name: {} for name in names}
+        entered = self.entered(inputs)
+        errors = self._errors(step, entered) if step else {name: {} for name in names}
         choices = [
             Choice(name, method, self.space.saved(name, method), error)
             for name, tried in errors.items()
@@ -74,11 +76,11 @@ class IlpSteps(SiteStates):
             forms.keep(method)
             return method
 
-        output = self.walk(inputs, pick)
+        output = self.walk(entered, pick)
         self.plain_multiply_adds += self.space.cost.full
         return Decided(decided, errors, self.multiply_adds, self.plain_multiply_adds), output
 
-    def _errors(self, step: int, inputs: Mapping[str, torch.Tensor]) -> dict[str, Losses]:
+    def _errors(self, step: int, entered: Values) -> dict[str, Losses]:
         """Return the error of every candidate at its own site, all sites full."""
         errors: dict[str, Losses] = {}
 
@@ -94,7 +96,7 @@ class IlpSteps(SiteStates):
                 check_loss(step, name, error)
             return Method.FULL
 
-        self.walk(inputs, measure)
+        self.walk(entered, measure)
         return errors
 
 

@@ -110,7 +110,7 @@ def _bundle_lines(path: Path, manifest: Manifest) -> Iterator[str]:
     storages = resized(manifest, largest).storage_bytes
     most = "" if manifest.dynamic is None else f" for {largest} samples"
     yield (
-        f"slots      {len(manifest.slots)} in {len(storages)} storages, "
+        f"slots      {len(manifest.slots)} in {counted(len(storages), 'storage')}, "
         f"{byte_size(sum(storages.values()))}{most}"
     )
     yield from _prologue(manifest)
@@ -188,7 +188,8 @@ def _left(path: Path, manifest: Manifest) -> Iterator[str]:
 
     try:
         costs = read_facts(path, manifest.variant).costs
-    except DitcError:  # it has no sites, or too many, or methods of a later version
+    except DitcError as error:
+        yield f"left       not known: {error}"
         return
     if costs is not None:
         yield _share(costs.attention_left, costs.model_left)

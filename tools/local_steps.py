@@ -11,9 +11,10 @@ from collections.abc import Mapping
 import torch
 
 from ditc.passes import Losses, Method
+from ditc.passes.piece import Values
 
 from .decisions import Decided, check_loss, spread_of, squared_error, threshold_of
-from .site_forms import Forms, SiteStates, Values
+from .site_forms import Forms, SiteStates
 from .space import Space
 
 __all__ = ["LocalSteps", "joined"]
@@ -37,7 +38,7 @@ class LocalSteps(SiteStates):
             forms.keep(decided[name])
             return decided[name]
 
-        output = self.walk(inputs, pick)
+        output = self.walk(self.entered(inputs), pick)
         self.plain_multiply_adds += self.space.cost.full
         new = Decided(decided, tried, self.multiply_adds, self.plain_multiply_adds)
         return new, output

@@ -2,7 +2,7 @@
 
 import argparse
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from os.path import realpath
 from pathlib import Path
@@ -15,7 +15,7 @@ from .report_extras import Demo, read_bench, read_demo, read_pareto
 from .report_html import Extras, page
 from .report_png import heat_map_png
 
-__all__ = ["report"]
+__all__ = ["report", "write_report"]
 
 PAGES = (".html", ".htm")
 SAME = 1e-3
@@ -28,20 +28,56 @@ def report(options: argparse.Namespace) -> None:
     Raises:
         DitcError: if something can't be read or doesn't go together; nothing is written then.
     """
-    facts = read_facts(options.path, options.variant)
+    written = write_report(
+        options.path,
+        options.out,
+        variant=options.variant,
+        bench=options.bench,
+        pareto=options.pareto,
+        demo=options.demo,
+        png=options.png,
+    )
+    for path, size in written.items():
+        sys.stdout.write(f"{path}: {size / 1e3:.0f} kB\n")
+
+
+def write_report(
+    path: Path,
+    out: Path,
+    *,
+    variant: str | None = None,
+    bench: Path | None = None,
+    pareto: Path | None = None,
+    demo: Path | None = None,
+    png: Path | None = None,
+) -> dict[Path, int]:
+    """Write the report of a plan or a bundle; return the bytes of each file.
+
+    Args:
+        path: of the plan file or the bundle's folder.
+        out: HTML file to write.
+        variant: of a folder that holds several.
+        bench: what `ditc bench --json` printed of the bundle.
+        pareto: other plans, with what each costs and errs.
+        demo: folder that `ditc demo` wrote.
+        png: where the heat map goes by itself, None for nowhere.
+
+    Raises:
+        DitcError: if something can't be read or doesn't go together; nothing is written then.
+    """
+    _check_places(out, png, [given for given in (path, bench, pareto) if given is not None])
+    facts = read_facts(path, variant)
     extras = Extras(
-        bench=None if options.bench is None else read_bench(options.bench, _buckets(facts)),
-        points=None if options.pareto is None else read_pareto(options.pareto),
-        demo=None if options.demo is None else read_demo(options.demo),
+        bench=None if bench is None else read_bench(bench, _buckets(facts)),
+        points=None if pareto is None else read_pareto(pareto),
+        demo=None if demo is None else read_demo(demo),
     )
     _check_demo(facts, extras.demo)
-    files = {options.out: page(facts, extras, version("ditc")).encode()}
-    if options.png is not None:
-        files[options.png] = heat_map_png(facts)
-    _check_places(options, files)
+    files = {out: page(facts, extras, version("ditc")).encode()}
+    if png is not None:
+        files[png] = heat_map_png(facts)
     _write(files)
-    for path, content in files.items():
-        sys.stdout.write(f"{path}: {len(content) / 1e3:.0f} kB\n")
+    return {place: len(content) for place, content in files.items()}
 
 
 def _buckets(facts: Facts) -> tuple[str, ...]:
@@ -62,19 +98,19 @@ def _check_demo(facts: Facts, demo: Demo | None) -> None:
         )
 
 
-def _check_places(options: argparse.Namespace, files: Mapping[Path, bytes]) -> None:
-    """Refuse to write over what was read or where no file can be, or two files in one place."""
-    for option, path in (("--out", options.out), ("--png", options.png)):
-        if path is not None:
-            check_place(option, path)
-    if options.png is not None and len({realpath(path) for path in files}) == 1:
-        raise DitcError(f"--png {options.png}: is where the report goes, expected another place")
-    read = {realpath(path) for path in (options.path, options.bench, options.pareto) if path}
-    for path in files:
-        if realpath(path) in read:
-            raise DitcError(f"{path}: was read for this report, write it somewhere else")
-    if options.out.suffix not in PAGES:
-        raise DitcError(f"--out {options.out}: is written as HTML: end it in .html")
+def _check_places(out: Path, png: Path | None, read: Sequence[Path]) -> None:
+    """Refuse to write over what is read or where no file can be, or two files in one place."""
+    places = {"--out": out, **({} if png is None else {"--png": png})}
+    for option, place in places.items():
+        check_place(option, place)
+        if realpath(place) in map(realpath, read):
+            raise DitcError(f"{place}: is read for this report, write it somewhere else")
+    if png is not None and realpath(png) == realpath(out):
+        raise DitcError(f"--png {png}: is where the report goes, expected another place")
+    if out.suffix not in PAGES:
+        raise DitcError(f"--out {out}: is written as HTML: end it in .html")
+    if png is not None and png.suffix != ".png":
+        raise DitcError(f"--png {png}: is written as PNG: end it in .png")
 
 
 def _write(files: Mapping[Path, bytes]) -> None:

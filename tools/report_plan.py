@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from ditc.passes import Method, Plan
 
 from .report_points import Point
-from .thresholds import error_limit, threshold_of
+from .thresholds import limits_of
 
 __all__ = [
     "Absent",
@@ -150,16 +150,11 @@ def searched_of(plan: Plan) -> tuple[Searched | None, tuple[Absent, ...]]:
         )
         for row in plan.losses
     )
-    if plan.origin is None or plan.origin.search not in ("greedy", "local", "ilp"):
+    limits = None if plan.origin is None else limits_of(plan.origin, len(plan.sites))
+    if plan.origin is None or limits is None:
         why = "the plan doesn't say that a search of ditc found it"
         return Searched(losses, None, None), (Absent("Thresholds of sites", why),)
-    delta, count = plan.origin.threshold, len(plan.sites)
-    limits = tuple(
-        error_limit(delta, count)
-        if plan.origin.search == "ilp"
-        else threshold_of(delta, number, count)
-        for number in range(count)
-    )
+    delta = plan.origin.threshold
     gate = plan.origin.gate
     if gate is None:
         return Searched(losses, limits, delta), ()

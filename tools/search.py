@@ -10,10 +10,10 @@ from dataclasses import replace
 from importlib.metadata import version
 from typing import Protocol
 
-import numpy as np
 import torch
 
 from ditc.passes import Method, Origin, Plan
+from ditc.passes.plan_fields import MAX_NUMBER
 from ditc.runtime.errors import PlanError
 from ditc.runtime.sampler import SamplerTable
 
@@ -25,8 +25,6 @@ from .stepping import GreedySteps
 from .trajectory import Trajectory
 
 __all__ = ["SEARCHES", "find"]
-
-LARGEST_SCALE = 1e12  # that a plan may state
 
 
 class Steps(Protocol):
@@ -94,11 +92,13 @@ def find(
     """
     if search not in SEARCHES:
         raise PlanError(f"search {search!r} is not known: expected {', '.join(SEARCHES)}")
-    if not (np.isfinite(threshold) and threshold > 0):
-        raise PlanError(f"threshold is {threshold}, expected a positive number")
-    if not abs(guidance_scale) <= LARGEST_SCALE:
+    if not 0 < threshold <= MAX_NUMBER:
         raise PlanError(
-            f"guidance scale is {guidance_scale}, expected a number up to {LARGEST_SCALE:g}"
+            f"threshold is {threshold}, expected a positive number up to {MAX_NUMBER:g}"
+        )
+    if not abs(guidance_scale) <= MAX_NUMBER:
+        raise PlanError(
+            f"guidance scale is {guidance_scale}, expected a number up to {MAX_NUMBER:g}"
         )
     program = space.program
     trajectory = Trajectory(program, table, guidance_scale, seed)

@@ -4,12 +4,14 @@ import argparse
 import hashlib
 import sys
 from dataclasses import replace
+from importlib.metadata import version
 
 import torch
 
 from ditc.export import sampler_table
 from ditc.passes import Method, Plan, Program, Tried
 from ditc.passes.plan import MAX_STEPS
+from ditc.passes.plan_fields import MAX_NUMBER
 from ditc.runtime.errors import DitcError
 from ditc.runtime.sampler import SamplerTable
 
@@ -41,6 +43,7 @@ def search(options: argparse.Namespace) -> None:
         DitcError: if model, threshold, budget, latencies or place are at fault.
     """
     check_place("--out", options.out)
+    _check_numbers(options)
     if options.steps > MAX_STEPS:
         raise DitcError(f"--steps {options.steps}: expected at most {MAX_STEPS}")
     if options.budget_ms is not None and options.latency is None:
@@ -66,10 +69,23 @@ def search(options: argparse.Namespace) -> None:
         plan, note = seeker.within_budget()
     replace_text(options.out, plan.to_json())
     seeker.forget()
-    left = plan.site_multiply_adds() / ((plan.cost.full - plan.cost.rest) * plan.steps)
-    sys.stdout.write(
-        f"{options.out}: {left:.1%} of attention left{_promised(space, plan)}; {note}\n"
-    )
+    left = f"{plan.attention_left():.1%} of attention left"
+    sys.stdout.write(f"{options.out}: {left}{_promised(space, plan)}; {note}\n")
+
+
+def _check_numbers(options: argparse.Namespace) -> None:
+    """Refuse numbers that lead nowhere before the model is loaded."""
+    for name in ("threshold", "speedup", "budget_ms"):
+        value = getattr(options, name)
+        if value is not None and not 0 < value <= MAX_NUMBER:
+            raise DitcError(
+                f"--{name.replace('_', '-')} {value:g}: expected a positive number up to "
+                f"{MAX_NUMBER:g}"
+            )
+    if not abs(options.guidance_scale) <= MAX_NUMBER:
+        raise DitcError(
+            f"--guidance-scale {options.guidance_scale:g}: expected a number up to {MAX_NUMBER:g}"
+        )
 
 
 class _Seeker:
@@ -168,12 +184,14 @@ def _computed(found: Found, search: str) -> str:
 
 
 def _arguments(options: argparse.Namespace, space: Space, table: SamplerTable) -> dict[str, object]:
-    """Return what any plan found depends on, search and threshold aside, as JSON values."""
+    """Return what any plan found depends on, its threshold aside, as JSON values."""
     program = space.program
     return {
+        "ditc": version("ditc"),
         "model": program.identity.model,
         "config_sha256": program.identity.config_sha256,
         "inputs": [[entry.name, list(entry.shape)] for entry in program.inputs],
+        "constants": {path: repr(value) for path, value in program.constants.items()},
         "tensors_sha256": _digest(program),
         "cfg": program.cfg,
         "windows": {site: window.to_json() for site, window in space.windows.items()},

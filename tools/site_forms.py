@@ -5,14 +5,12 @@ from collections.abc import Callable, Iterable, Mapping
 import torch
 
 from ditc.passes import Method
-from ditc.passes.piece import Piece, SitePieces
+from ditc.passes.piece import Piece, SitePieces, Values
 
 from .decisions import Decided
 from .space import Space
 
-__all__ = ["Forms", "SiteStates", "Values"]
-
-Values = dict[str, torch.Tensor]
+__all__ = ["Forms", "SiteStates"]
 
 
 class SiteStates:
@@ -61,19 +59,21 @@ class SiteStates:
         """Return those of the values that are still needed from a stretch of glue on."""
         return {name: values[name] for name in self.needs[number] if name in values}
 
-    def walk(
-        self, inputs: Mapping[str, torch.Tensor], pick: Callable[[int, "Forms"], Method]
-    ) -> torch.Tensor:
+    def entered(self, inputs: Mapping[str, torch.Tensor]) -> Values:
+        """Return a step's inputs and what is computed in front of all sites."""
+        return {**inputs, **self.run(self.pieces.glue[0], inputs)}
+
+    def walk(self, values: Values, pick: Callable[[int, "Forms"], Method]) -> torch.Tensor:
         """Run a step from front to back, each site with the method that `pick` names there.
 
         Args:
-            inputs: the program's, by name.
+            values: what comes in front of all sites, by name.
             pick: given a site's number and its forms, behind all sites in front of it.
 
         Returns:
             The program's first output.
         """
-        values = {**inputs, **self.run(self.pieces.glue[0], inputs)}
+        values = dict(values)
         for number, part in enumerate(self.pieces.sites):
             forms = Forms(self, part, values)
             values.update(forms.exits(pick(number, forms)))

@@ -57,8 +57,7 @@ class Space:
         """Return what a generation takes: milliseconds, else the share of multiply-adds left."""
         if self.latencies is not None:
             return self.latencies.predicted_ms(plan)
-        left = self.cost.rest * plan.steps + plan.site_multiply_adds()
-        return left / (self.cost.full * plan.steps)
+        return plan.multiply_adds_left()
 
 
 def space_of(

@@ -1,6 +1,8 @@
 """How much loss a search allows at each site."""
 
-__all__ = ["error_limit", "threshold_of"]
+from ditc.passes.origin import Origin
+
+__all__ = ["error_limit", "limits_of", "threshold_of"]
 
 
 def threshold_of(threshold: float, number: int, count: int) -> float:
@@ -17,3 +19,12 @@ def error_limit(threshold: float, count: int) -> float:
     Source: DiTFastAttnV2 (arXiv 2503.22796), with sites in the place of heads.
     """
     return 1.5 * threshold / count
+
+
+def limits_of(origin: Origin, count: int) -> tuple[float, ...] | None:
+    """Return the loss that a search allowed at each of `count` sites, None if it isn't known."""
+    if origin.algorithm == "ilp":
+        return (error_limit(origin.threshold, count),) * count
+    if origin.algorithm in ("greedy", "local"):
+        return tuple(threshold_of(origin.threshold, number, count) for number in range(count))
+    return None
