@@ -21,6 +21,7 @@ from .batch_rules import (
     KEEPING,
     MIXED_AXES,
     ON_AXIS,
+    PADDING,
     REDUCING,
     SIZED,
     WRITING,
@@ -93,6 +94,8 @@ def moved(node: fx.Node, source: fx.Node, axis: int, batch: int = BATCH) -> int:
         return _along(node, source, axis)
     if node.target is aten.einsum.default:
         return _summed(node, source, axis)
+    if node.target in PADDING:
+        return _padded(node, axis)
     if node.target is operator.getitem:
         return axis
     if node.target in WRITING:
@@ -253,6 +256,14 @@ def _along(node: fx.Node, source: fx.Node, axis: int) -> int:
     if at == axis:
         raise PassError(f"node {node.name}: {node.target} works along the batch")
     return axis - (node.target in DROPS_AXIS and at < axis)
+
+
+def _padded(node: fx.Node, axis: int) -> int:
+    """Sizes to pad by come in pairs, those of the last axis first."""
+    at = 2 * (len(shape_of(node)) - 1 - axis)
+    if any(numbers(node, node.args[1])[at : at + 2]):
+        raise PassError(f"node {node.name}: {node.target} pads the batch")
+    return axis
 
 
 def _written(node: fx.Node, source: fx.Node, axis: int) -> int:

@@ -13,6 +13,7 @@ __all__ = [
     "KEEPING",
     "MIXED_AXES",
     "ON_AXIS",
+    "PADDING",
     "REDUCING",
     "SIZED",
     "WRITING",
@@ -23,7 +24,6 @@ aten = torch.ops.aten
 SIZED = (aten.view.default, aten.reshape.default, aten._unsafe_view.default)
 KEEPING = (
     *LINEAR,
-    *SOFTMAX,
     *CASTS,
     aten.layer_norm.default,
     aten.rms_norm.default,
@@ -36,8 +36,6 @@ KEEPING = (
     aten.type_as.default,
     aten.view_as_complex.default,
     aten.view_as_real.default,
-    aten.constant_pad_nd.default,
-    aten.pad.default,
     *CONVOLUTIONS,
 )
 ALIGNED = (SDPA, *MATMUL, aten.baddbmm.default, *WINDOWED, aten.expand_as.default)
@@ -54,11 +52,13 @@ INDEXING: dict[object, tuple[int, ...]] = {aten.embedding.default: (1,)}
 MIXED_AXES: dict[object, int] = {
     **dict.fromkeys((SDPA, *MATMUL, aten.baddbmm.default, *WINDOWED), 2),
     **{convolution: axes for axes, convolution in enumerate(CONVOLUTIONS, start=2)},
-    **dict.fromkeys((*LINEAR, *SOFTMAX, aten.layer_norm.default, aten.rms_norm.default), 1),
+    **dict.fromkeys((*LINEAR, aten.layer_norm.default, aten.rms_norm.default), 1),
 }
 """How many of the last axes an operator mixes values along."""
 
+PADDING = (aten.constant_pad_nd.default, aten.pad.default)
 ON_AXIS = (
+    *SOFTMAX,
     aten.slice.Tensor,
     aten.select.int,
     aten.index_select.default,

@@ -82,22 +82,26 @@ def _einsum_cost(node: fx.Node) -> int:
     assert isinstance(operands, Sequence)
     if len(operands) == 1:
         return 0
-    taken, arrow, made = equation.replace(" ", "").partition("->")
+    taken = equation.replace(" ", "").partition("->")[0].split(",")
     sizes: dict[str, int] = {}
-    for term, operand in zip(taken.split(","), operands, strict=True):
+    for term, operand in zip(taken, operands, strict=True):
         assert isinstance(operand, fx.Node)
-        sizes |= _sizes(term, shape_of(operand))
-    kept = made if arrow else [letter for letter in sizes if taken.count(letter) == 1]
-    summed = math.prod(size for letter, size in sizes.items() if letter not in kept)
-    return math.prod(shape_of(node)) * summed
+        for name, size in _sizes(term, shape_of(operand)).items():
+            sizes[name] = max(size, sizes.get(name, 1))
+    return math.prod(sizes.values())
 
 
 def _sizes(term: str, shape: tuple[int, ...]) -> dict[str, int]:
-    """Return the size of each letter of an operand's term; an ellipsis stands for what is left."""
+    """Return the size of each letter of an operand's term, and of what an ellipsis stands for.
+
+    Axes of an ellipsis are named by their number from the last one on: they align there.
+    """
     front, _, end = term.partition("...")
-    return dict(zip(front, shape, strict=False)) | dict(
-        zip(end, shape[len(shape) - len(end) :], strict=True)
-    )
+    behind = len(shape) - len(end)
+    middle = shape[len(front) : behind]
+    hidden = {f".{len(middle) - at}": size for at, size in enumerate(middle)}
+    named = dict(zip(front, shape, strict=False)) | dict(zip(end, shape[behind:], strict=True))
+    return named | hidden
 
 
 def _attention_cost(node: fx.Node) -> int:

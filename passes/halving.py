@@ -53,6 +53,9 @@ class BatchAxes:
         if not held:
             return
         known = [arg for arg in carriers(node) if arg in self.axis]
+        for arg in held:
+            if known and arg not in known:
+                raise PassError(f"node {node.name}: {arg.name} holds the batch where it mixes it")
         axes = {moved(node, arg, self.axis[arg], batch) for arg in known or held}
         if not known:
             raise PassError(f"node {node.name}: the batch is lost among other axes")

@@ -121,6 +121,22 @@ def test_einsum_as_torch_counts_it(equation: str, shapes: list[tuple[int, ...]])
 
 
 @pytest.mark.parametrize(
+    ("equation", "shapes", "expected"),
+    [
+        ("b...d,b...d->b", [(2, 3, 4), (2, 3, 4)], 24),
+        ("...d,...d->", [(2, 3, 4), (3, 4)], 24),
+        ("ij,jk->ik", [(2, 5), (1, 4)], 40),
+        ("bi,bj->ij", [(6, 3), (1, 4)], 72),
+        ("...n,d->...nd", [(2, 3), (5,)], 30),
+    ],
+)
+def test_einsum_by_hand(equation: str, shapes: list[tuple[int, ...]], expected: int) -> None:
+    operands = tuple(torch.ones(shape) for shape in shapes)
+    graph = torch.export.export(_Einsum(equation), operands).graph_module.graph
+    assert multiply_adds(graph) == expected
+
+
+@pytest.mark.parametrize(
     ("name", "cfg"),
     [
         ("dit", "cond-first"),

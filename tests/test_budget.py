@@ -12,7 +12,7 @@ from .test_latencies import made
 
 
 @pytest.mark.parametrize("search", ["greedy", "local", "ilp"])
-@pytest.mark.parametrize("needed", [3e-5, 0.02, 0.1, 0.11, 1.7, 5.9])
+@pytest.mark.parametrize("needed", [1.8e-6, 3e-5, 0.02, 0.1, 0.11, 1.7, 5.9])
 def test_finds_the_least_threshold_to_within_a_tenth(search: str, needed: float) -> None:
     tried: list[float] = []
 

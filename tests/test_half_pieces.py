@@ -84,7 +84,39 @@ class Repeated(Flipped):
         return super().forward(x, t).flip(0).repeat(2, 1, 1)[:2]
 
 
-@pytest.mark.parametrize("module", [Flipped, Repeated])
+class Weighed(Flipped):
+    """What comes behind the attention is weighed against the other samples."""
+
+    def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        y = super().forward(x, t).flip(0)
+        return y * y.softmax(0)
+
+
+class Moved(Flipped):
+    """Samples change their places by padding."""
+
+    def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        y = super().forward(x, t).flip(0)
+        return y + nn.functional.pad(y, (0, 0, 0, 0, 1, -1))
+
+
+class LookedUp(Flipped):
+    """The batch is a table that rows are looked up in."""
+
+    def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        y = super().forward(x, t).flip(0)
+        return y + nn.functional.embedding((y[:, :, 0] > 0).long(), x[:, 0])
+
+
+class Biased(Flipped):
+    """The batch is a bias."""
+
+    def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        y = super().forward(x, t).flip(0)
+        return y + nn.functional.linear(y, self.out.weight[:2], x[:, 0, 0]).sum(-1, keepdim=True)
+
+
+@pytest.mark.parametrize("module", [Flipped, Repeated, Weighed, Moved, LookedUp, Biased])
 def test_no_halves_where_the_batch_is_lost(module: type[nn.Module]) -> None:
     kwargs = {"x": models.noise(2, 8, 8), "t": torch.ones(2)}
     program = capture(models.randomised(module()), kwargs, "cond-first")

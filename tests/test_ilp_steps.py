@@ -82,6 +82,18 @@ def test_error_is_relative_to_the_spread() -> None:
     assert squared_error(flat, reference, spread_of(flat)) == 1e6
 
 
+def test_savings_that_differ_by_more_than_the_solver_can_tell() -> None:
+    big, small = Choice("big", Method.AST, 1e9, 0.01), Choice("small", Method.AST, 500.0, 0.01)
+    assert choose([big, small], 1.0, 2) == {"big": Method.AST, "small": Method.AST}
+    uneven = [
+        Choice("first", Method.AST, 932389588.0, 0.0003956283867235716),
+        Choice("first", Method.WA_RS_ASC, 792637994.0, 0.0036310665344781515),
+        Choice("first", Method.ASC, 734013958.0, 0.0004899367992195042),
+        Choice("second", Method.AST, 436.0, 1.7913658338655427e-08),
+    ]
+    assert choose(uneven, 0.01, 4) == {"first": Method.AST, "second": Method.AST}
+
+
 def plain_ilp(model: Sample, delta: float, seed: int) -> Cells:
     costs = space_of(model.program).cost.sites
 

@@ -139,6 +139,26 @@ def test_guidance_that_leads_nowhere(scale: float) -> None:
         greedy(sample("dit", "cond-first").program, table, 0.1, guidance_scale=scale)
 
 
+class EndsInNan(models.PlainDenoiser):
+    """Its output, not its sites', stops being finite at late timesteps."""
+
+    last = 400.0
+
+    def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        wrong = (t[:, None, None] < self.last) * float("nan")
+        return torch.where(t[:, None, None] < self.last, wrong, super().forward(x, t))
+
+
+@pytest.mark.parametrize("search", ["greedy", "local", "ilp"])
+@pytest.mark.parametrize(("last", "steps", "step"), [(2000.0, 1, 0), (400.0, 3, 2)])
+def test_outputs_that_are_not_finite(search: str, last: float, steps: int, step: int) -> None:
+    module = models.randomised(EndsInNan(models.SdpaAttention, 2))
+    module.last = last
+    space = space_of(capture(module, models.plain_kwargs(), cfg="cond-first"))
+    with pytest.raises(PlanError, match=rf"step {step}.*: the model returns numbers that aren't f"):
+        find(search, space, flow(steps), 0.3)
+
+
 class SequenceFirst(nn.Module):
     """Attention with tokens in front of the batch, its output projected twice."""
 

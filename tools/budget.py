@@ -92,11 +92,10 @@ def least_threshold(
     growth = GROWTH[search]
     high = start
     if meets(high):
-        low = high
-        while low > SMALLEST and meets(low := _rounded(high / growth)):
+        while meets(low := _rounded(high / growth)):
             high = low
-        if low <= SMALLEST:
-            return high
+            if low <= SMALLEST:
+                return high
     else:
         low = high
         while not meets(high := min(_rounded(low * growth), largest)):

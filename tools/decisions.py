@@ -20,6 +20,7 @@ __all__ = [
     "Checkpoint",
     "Decided",
     "Found",
+    "check_finite",
     "check_loss",
     "error_limit",
     "relative_loss",
@@ -124,8 +125,17 @@ def squared_error(reference: torch.Tensor, output: torch.Tensor, spread: float) 
 
 def check_loss(step: int, site: str, loss: float) -> None:
     """Refuse a loss that isn't finite: it means that the model's numbers aren't."""
-    if not math.isfinite(loss):
+    check_finite(f"step {step}, site {site}", math.isfinite(loss))
+
+
+def check_finite(where: str, finite: bool) -> None:
+    """Refuse a model whose numbers aren't finite.
+
+    Raises:
+        PlanError: if they aren't.
+    """
+    if not finite:
         raise PlanError(
-            f"step {step}, site {site}: the model returns numbers that aren't finite: search with "
-            "a smaller guidance scale, or a sampler that suits the model"
+            f"{where}: the model returns numbers that aren't finite: search with a smaller "
+            "guidance scale, or a sampler that suits the model"
         )

@@ -127,14 +127,21 @@ def choose(choices: Sequence[Choice], threshold: float, sites: int) -> dict[str,
         scipy.optimize.LinearConstraint(one_a_site, ub=1),
         scipy.optimize.LinearConstraint(errors[None, :], ub=1 - MARGIN),
     ]
-    most = _solve(-saved, within) @ saved
-    as_much = scipy.optimize.LinearConstraint(saved[None, :], lb=most * (1 - TIE))
-    taken = _solve(errors, [*within, as_much])
+    taken = _solve(-saved, within)
+    if taken is None:
+        raise PlanError("the 0/1 program of a step has no solution")
+    most = saved @ taken * (1 - TIE)
+    as_much = scipy.optimize.LinearConstraint(saved[None, :], lb=most)
+    milder = _solve(errors, [*within, as_much])
+    if milder is not None and saved @ milder >= most:  # the solver's tolerances are wider
+        taken = milder
     return {open_to[index].site: open_to[index].method for index in np.flatnonzero(taken)}
 
 
-def _solve(weights: Vector, constraints: Sequence[scipy.optimize.LinearConstraint]) -> Vector:
-    """Return the 0/1 vector that makes `weights · x` least."""
+def _solve(
+    weights: Vector, constraints: Sequence[scipy.optimize.LinearConstraint]
+) -> Vector | None:
+    """Return the 0/1 vector that makes `weights · x` least, None if the solver finds none."""
     found = scipy.optimize.milp(
         weights,
         integrality=np.ones_like(weights),
@@ -142,6 +149,4 @@ def _solve(weights: Vector, constraints: Sequence[scipy.optimize.LinearConstrain
         constraints=constraints,
         options={"mip_rel_gap": 0.0},
     )
-    if found.x is None:
-        raise PlanError(f"the 0/1 program of a step has no solution: {found.message}")
-    return np.rint(np.asarray(found.x, np.float64))
+    return None if found.x is None else np.rint(np.asarray(found.x, np.float64))

@@ -10,6 +10,7 @@ from dataclasses import replace
 from importlib.metadata import version
 from typing import Protocol
 
+import numpy as np
 import torch
 
 from ditc.passes import Method, Origin, Plan
@@ -17,7 +18,7 @@ from ditc.passes.plan_fields import MAX_NUMBER
 from ditc.runtime.errors import PlanError
 from ditc.runtime.sampler import SamplerTable
 
-from .decisions import METRICS, Checkpoint, Decided, Found
+from .decisions import METRICS, Checkpoint, Decided, Found, check_finite
 from .ilp_steps import IlpSteps
 from .local_steps import LocalSteps
 from .space import Space
@@ -112,6 +113,7 @@ def find(
         new, output = steps.decide(step, trajectory.inputs(step))
         record.append(new)
         trajectory.advance(step, output)
+        check_finite(f"step {step}", bool(np.isfinite(trajectory.latents).all()))
         if on_step is not None:
             on_step(Checkpoint(tuple(record), steps.snapshot(), trajectory.snapshot()))
     metric, samples = METRICS[search], trajectory.samples
