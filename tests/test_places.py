@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from ditc.runtime.errors import DitcError
+from ditc.tools import searching
 from ditc.tools.cli import main
 from ditc.tools.decisions import Checkpoint
 from ditc.tools.journal import Journal
@@ -62,10 +63,35 @@ def test_folders_are_told_before_work(
     assert not list(tmp_path.iterdir())
 
 
-def test_searches_of_too_many_steps(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("steps", [1, 10_001])
+def test_searches_of_too_few_or_too_many_steps(
+    steps: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = str(tmp_path / "plan.json")
-    assert main(["search", "none:make", "--steps", "10001", "-o", out]) == 1
-    assert capsys.readouterr().err == "ditc: --steps 10001: expected at most 10000\n"
+    assert main(["search", "none:make", "--steps", str(steps), "-o", out]) == 1
+    expected = f"ditc: --steps {steps}: expected 2 to 10000; step 0 is never compressed\n"
+    assert capsys.readouterr().err == expected
+
+
+def test_a_model_in_a_folder_that_is_not_there(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place, out = tmp_path / "none", str(tmp_path / "plan.json")
+    for model in (str(place), "./none"):
+        assert main(["search", model, "-o", out]) == 1
+        assert capsys.readouterr().err == f"ditc: model {model}: there is no such folder\n"
+
+
+def test_an_interrupted_search_says_that_it_goes_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(options: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(searching, "search", stop)
+    assert main(["search", "demo", "-o", str(tmp_path / "plan.json")]) == 130
+    expected = "ditc: interrupted; the same command goes on from there\n"
+    assert capsys.readouterr().err == expected
 
 
 def test_text_is_replaced_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

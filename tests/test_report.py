@@ -93,6 +93,8 @@ def test_a_plan_tells_what_each_cell_costs(tmp_path: Path) -> None:
     assert facts.costs.attention_left == sum(map(sum, reports.SPENT)) / (4 * 7200)
     assert facts.costs.model_left == sum(reports.TOTALS) / (4 * 17_200)
     assert facts.share("ast") == 3 / 12
+    assert facts.samples == 2
+    assert " multiply-adds each, for 2 samples" in plan_page(tmp_path / "plan.json")
 
 
 def test_a_plan_tells_what_was_tried_and_how_much_was_allowed(tmp_path: Path) -> None:
@@ -152,6 +154,9 @@ def test_a_bundle_made_under_a_limit_keeps_the_curve(tmp_path: Path) -> None:
     place = compile_bundle(limited, tmp_path / "bundle")
     facts = read_facts(place)
     assert facts.curve == limited.curve
+    words = "into 2 graphs in place of 4, each site to its milder method"
+    assert dict(facts.notes)["steps merged"] == words
+    assert "steps merged" not in dict(read_facts(small_bundle()).notes)
     text = plan_page(place)
     assert "The ring is the bundle&#x27;s own" in text or "The ring is the bundle's own" in text
     assert f"2 of 4 keep {limited.curve.kept(2):.1%}" in text if limited.curve else False

@@ -57,7 +57,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"ditc: memory is short: {_line(error)}\n")
         return 1
     except KeyboardInterrupt:
-        sys.stderr.write("ditc: interrupted\n")
+        goes_on = "; the same command goes on from there" if options.run is _search else ""
+        sys.stderr.write(f"ditc: interrupted{goes_on}\n")
         return 130
     except BrokenPipeError:  # whoever read has gone: nothing is written at exit either
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -52,6 +52,8 @@ def load_recording(
         return _from_checkpoint(Path(model), steps, call)
     if ":" in model and not Path(model).exists():
         return _from_factory(model)
+    if model.startswith((".", "/", "~")) and not Path(model).exists():
+        raise DitcError(f"model {model}: there is no such folder")
     return _from_pipeline(model, steps, call, samples, loaded)
 
 

@@ -56,6 +56,7 @@ class Facts:
         absent: what can't be shown, and why.
         points: what a search for a budget tried, predicted; None where there was none.
         curve: what each limit on buckets costs; None where a bundle was made without one.
+        samples: how many samples the multiply-adds are of, both halves of each.
     """
 
     source: str
@@ -71,6 +72,7 @@ class Facts:
     absent: tuple[Absent, ...]
     points: tuple[Point, ...] | None = None
     curve: Curve | None = None
+    samples: int = 1
 
     @property
     def steps(self) -> int:
@@ -128,6 +130,7 @@ def _of_plan(path: Path) -> Facts:
         absent=(bundle, *absent),
         points=points_of(plan),
         curve=Merging(plan).curve(),
+        samples=1 if plan.origin is None else plan.origin.samples,
     )
 
 
@@ -174,6 +177,7 @@ def _of_bundle(path: Path, variant: str | None) -> Facts:
             ("CFG", manifest.cfg or "none"),
             ("sampler", manifest.sampler.scheduler if manifest.sampler else "none"),
             *(() if plan is None else notes_of(plan)),
+            *_merged(manifest),
         ),
         sites=sites,
         methods=rows,
@@ -186,6 +190,15 @@ def _of_bundle(path: Path, variant: str | None) -> Facts:
         points=None if plan is None else points_of(plan),
         curve=None if curve is None else Curve(curve.costs, curve.full),
     )
+
+
+def _merged(manifest: Manifest) -> tuple[tuple[str, str], ...]:
+    """Return that steps run milder methods than were found for them, where they do."""
+    count = 0 if manifest.curve is None else len(manifest.curve.costs)
+    if count <= len(manifest.buckets):
+        return ()
+    graphs = f"into {len(manifest.buckets)} graphs in place of {count}"
+    return (("steps merged", f"{graphs}, each site to its milder method"),)
 
 
 def _plan_inside(path: Path, manifest: Manifest) -> tuple[Plan | None, tuple[Absent, ...]]:

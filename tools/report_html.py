@@ -112,7 +112,8 @@ def _key_numbers(facts: Facts) -> list[str]:
         promised = f"promises {1 / model:.2f}× at most" if model else "nothing is left"
         tiles.append(_tile(f"{model:.1%}", "of the model left", promised))
     mean = quantity(sum(facts.totals) / facts.steps)
-    tiles.append(_tile(str(facts.steps), "steps", f"{mean} multiply-adds each"))
+    of = f", for {facts.samples} samples" if facts.samples > 1 else ""
+    tiles.append(_tile(str(facts.steps), "steps", f"{mean} multiply-adds each{of}"))
     if facts.buckets is None or facts.memory is None:
         tiles.append(_tile(str(len(facts.sites)), "attention sites", f"{_cells(facts)} cells"))
         return tiles

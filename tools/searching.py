@@ -44,8 +44,10 @@ def search(options: argparse.Namespace) -> None:
     """
     check_place("--out", options.out)
     _check_numbers(options)
-    if options.steps > MAX_STEPS:
-        raise DitcError(f"--steps {options.steps}: expected at most {MAX_STEPS}")
+    if not 2 <= options.steps <= MAX_STEPS:
+        raise DitcError(
+            f"--steps {options.steps}: expected 2 to {MAX_STEPS}; step 0 is never compressed"
+        )
     if options.budget_ms is not None and options.latency is None:
         raise DitcError(
             "--budget-ms needs --latency, a file of 'ditc bench MODEL --sites': without it no "

@@ -8,7 +8,7 @@ base would have to hold for every later site, query, key and value, it holds for
 they are computed again where a window is tried further behind.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 
@@ -106,13 +106,9 @@ class GreedySteps(SiteStates):
         for site, behind in zip(sites[number + 1 :], glue[1:], strict=True):
             for piece in (*site, behind):
                 values.update(self.run(piece, values))
-            inner = {*site[0].outputs, *site[1].outputs}
-            self._forget(values, inner - self.needs[number + 1])
+            for name in {*site[0].outputs, *site[1].outputs} - self.needs[number + 1]:
+                del values[name]
         return self.needed(number + 1, values)
-
-    def _forget(self, values: Values, names: Iterable[str]) -> None:
-        for name in names:
-            del values[name]
 
     def _count_plain(self, methods: Mapping[str, Method]) -> None:
         """Count a whole run of the model, as a search that keeps nothing would make."""
