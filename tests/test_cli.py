@@ -137,8 +137,9 @@ def test_compile_refuses(capsys: Capture, factory: Path) -> None:
         "model my_models:wrong: the factory returned PlainDenoiser, expected a "
         "ditc.passes.Recording"
     )
-    assert told("./no/such/folder").startswith(
-        "model ./no/such/folder: is neither 'demo', a pipeline folder, package.module:factory, "
+    assert told("./no/such/folder") == "model ./no/such/folder: there is no such folder"
+    assert told("no/such/folder").startswith(
+        "model no/such/folder: is neither 'demo', a pipeline folder, package.module:factory, "
     )
     assert told("my_models:make", "--call", "[1]") == "--call: expected a JSON object, found list"
     assert told("my_models:make", "--call", "{").startswith("--call: no valid JSON: ")

@@ -91,7 +91,7 @@ def test_why_a_program_chose_it(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert "wa-rs      never tried: not faster than full here on onnx, CPUExecution" in out
     explain(path, 2, SITE)
     out = capsys.readouterr().out
-    assert "another choice of the step saves more within its budget" in out
+    assert "not among what saves most within the step's budget" in out
     plan("local").save(path)
     explain(path, 1, SITE)
     out = capsys.readouterr().out
