@@ -41,7 +41,7 @@ def test_a_plan_that_leaves_less_out(tmp_path: Path, capsys: pytest.CaptureFixtu
 
 def test_plans_that_are_the_same(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     diff(saved(tmp_path / "a", full()), saved(tmp_path / "b", full()))
-    assert capsys.readouterr().out == "none of 9 cells differs, nor what they cost\n"
+    assert capsys.readouterr().out == "0 of 9 cells differ, nor does what they cost\n"
 
 
 def test_costs_of_other_batches_are_compared_as_shares(

@@ -49,7 +49,7 @@ def diff(first: Path, second: Path, *, as_json: bool = False) -> None:
         sys.stdout.write("step {step:>4}  {site}: {from} -> {to}\n".format(**change))
     total = before.steps * len(before.sites)
     if not changes and shares[0] == shares[1]:
-        sys.stdout.write(f"none of {total} cells differs, nor what they cost\n")
+        sys.stdout.write(f"0 of {total} cells differ, nor does what they cost\n")
         return
     sys.stdout.write(
         f"{len(changes)} of {total} cells differ; {shares[0]:.1%} of the model's multiply-adds "
