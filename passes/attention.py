@@ -32,15 +32,13 @@ def windowed_by_rows(
     for start in range(0, tokens, rows):
         stop = min(start + rows, tokens)
         first, last = window.keys_of(start, stop, tokens)
-        behind = radius - start
+        seen = slice(first + radius - start, last + radius - start)
         parts.append(
             torch.nn.functional.scaled_dot_product_attention(
                 query[..., start:stop, :],
                 key[..., first:last, :],
                 value[..., first:last, :],
-                attn_mask=mask
-                if mask is None
-                else mask[: stop - start, first + behind : last + behind],
+                attn_mask=None if mask is None else mask[: stop - start, seen],
                 scale=scale,
             )
         )

@@ -143,13 +143,8 @@ def indifferent(node: fx.Node, source: fx.Node) -> bool:
 
 def _spreads(node: fx.Node) -> bool:
     """Whether a node's value may have axes in front that an argument hasn't."""
-    spreading = (
-        aten.expand.default,
-        aten.repeat.default,
-        aten.copy.default,
-        aten.einsum.default,
-    )
-    return node.target in (*ALIGNED, *spreading) or is_pointwise(node)
+    own = (aten.expand.default, aten.repeat.default, aten.copy.default, aten.einsum.default)
+    return node.target in (*ALIGNED, *own) or is_pointwise(node)
 
 
 def numbers(node: fx.Node, value: object) -> list[int]:
