@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from .costs import ModelCost, SiteCost, attention_core
 from .identity import Identity
 from .method import Method
-from .origin import Gate, Origin, Tried
+from .origin import Gate, Goal, Origin, Tried
 from .plan import Losses, Plan
 from .schema import plan_schema
 from .tile_window import TileLayout, TileWindow
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Bucket",
     "Gate",
+    "Goal",
     "Identity",
     "Input",
     "Losses",

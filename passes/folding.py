@@ -16,7 +16,7 @@ from .base import run
 from .counting import node_multiply_adds
 from .dependence import Level, levels
 from .graphs import BOTH_HALVES, ONE_HALF, call, copy_module, infer
-from .halving import BatchAxes, check_half
+from .halving import BatchAxes, check_half, take_half
 from .identity import in_batch
 from .program import Input, Program
 from .remove_dead_code import RemoveDeadCode
@@ -134,15 +134,17 @@ def _halve(graph: fx.Graph, names: Set[str], axes: Mapping[str, int]) -> set[str
 def _slice_inputs(
     graph: fx.Graph, node: fx.Node, halving: BatchAxes, axes: Mapping[str, int]
 ) -> None:
-    """Give a node one half of what it takes in both."""
+    """Give a node one half of what it takes in both.
+
+    Raises:
+        PassError: if it takes something that isn't one tensor.
+    """
     for source in node.all_input_nodes:
         if source in halving.axis or source.name not in axes:
             continue
-        axis, value = axes[source.name], source.meta["val"]
-        if not isinstance(value, torch.Tensor):
-            raise PassError(f"node {source.name}: has no halves")
+        axis = axes[source.name]
         with graph.inserting_before(node):
-            half = call(graph, aten.slice.Tensor, source, axis, 0, value.shape[axis] // 2)
+            half = take_half(source, axis)
         half.meta[ONE_HALF] = True
         halving.axis[half] = axis
         node.replace_input_with(source, half)

@@ -15,16 +15,14 @@ from ditc.runtime.errors import PassError
 
 from .batch_moves import BATCH, asked, carriers
 from .counting import multiply_adds
-from .graphs import call, copy_module, flat_outputs, infer, shape_of
-from .halving import BatchAxes, check_half, write_half
+from .graphs import copy_module, flat_outputs, infer
+from .halving import BatchAxes, check_half, take_half, write_half
 from .identity import in_batch
 from .piece import Piece, SitePieces
 from .program import Program
 from .verify import verify
 
 __all__ = ["HalfPieces", "half_pieces_of"]
-
-aten = torch.ops.aten
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,7 +130,9 @@ def _halved(piece: Piece, axes: dict[str, int], last: bool) -> Piece:
     graph = module.graph
     copies = dict(zip(piece.module.graph.nodes, list(graph.nodes), strict=True))
     for (node, source), at in followed.wanted.items():
-        _take_half(copies[node], copies[source], at, last)
+        with graph.inserting_before(copies[node]):
+            half = take_half(copies[source], at, last=last)
+        copies[node].replace_input_with(copies[source], half)
     for node, axis in followed.axis.items():
         copy, whole = copies[node], node.meta["val"]
         if node.op == "placeholder":
@@ -175,11 +175,3 @@ def _leave(piece: Piece, axis: Mapping[fx.Node, int], axes: dict[str, int]) -> N
     for name, node in zip(piece.outputs, flat_outputs(piece.module.graph), strict=True):
         if node in axis:
             axes[name] = axis[node]
-
-
-def _take_half(node: fx.Node, source: fx.Node, axis: int, last: bool) -> None:
-    """Let a node take half of what is whole."""
-    size = shape_of(source)[axis] // 2
-    with node.graph.inserting_before(node):
-        half = call(node.graph, aten.slice.Tensor, source, axis, size * last, size * (1 + last))
-    node.replace_input_with(source, half)

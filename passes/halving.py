@@ -9,9 +9,9 @@ from ditc.runtime.errors import PassError
 
 from .batch_moves import asked, carriers, indifferent, moved, numbers
 from .batch_rules import SIZED
-from .graphs import shape_of
+from .graphs import call, shape_of
 
-__all__ = ["BatchAxes", "check_half", "write_half"]
+__all__ = ["BatchAxes", "check_half", "take_half", "write_half"]
 
 aten = torch.ops.aten
 
@@ -62,6 +62,13 @@ class BatchAxes:
         if len(axes) > 1:
             raise PassError(f"node {node.name}: its arguments have the batch on different axes")
         self.axis[node] = axes.pop()
+
+
+def take_half(source: fx.Node, axis: int, *, last: bool = False) -> fx.Node:
+    """Return a new node, where the graph inserts, that takes the first or last half of a value."""
+    size = shape_of(source)[axis] // 2
+    start = size if last else 0
+    return call(source.graph, aten.slice.Tensor, source, axis, start, start + size)
 
 
 def write_half(node: fx.Node, axis: int) -> None:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from .method import Method
 
-__all__ = ["Gate", "Origin", "Tried"]
+__all__ = ["Gate", "Goal", "Origin", "Tried"]
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,25 @@ class Gate:
 
 
 @dataclass(frozen=True)
+class Goal:
+    """What a search for a budget had to reach, as far as it was predicted: one of the two.
+
+    Attributes:
+        speedup: how many times as fast as uncompressed.
+        budget_ms: milliseconds of a generation.
+    """
+
+    speedup: float | None = None
+    budget_ms: float | None = None
+
+    def __str__(self) -> str:
+        """Return it in words."""
+        if self.budget_ms is None:
+            return f"a speedup of {self.speedup:g}"
+        return f"a budget of {self.budget_ms:g} ms"
+
+
+@dataclass(frozen=True)
 class Origin:
     """How a plan was found.
 
@@ -34,6 +53,7 @@ class Origin:
         samples: how many it calibrated on.
         ditc: version that searched.
         gate: what measured latencies ruled out, None if the search had none.
+        goal: what the threshold was the least for, None if it was given.
     """
 
     search: str
@@ -43,6 +63,7 @@ class Origin:
     samples: int
     ditc: str
     gate: Gate | None = None
+    goal: Goal | None = None
 
     @property
     def algorithm(self) -> str:
@@ -65,6 +86,9 @@ class Origin:
                 site: [str(method) for method in methods]
                 for site, methods in self.gate.refused.items()
             }
+        if self.goal is not None:
+            goal = {"speedup": self.goal.speedup, "budget_ms": self.goal.budget_ms}
+            record |= {name: value for name, value in goal.items() if value is not None}
         return record
 
 

@@ -9,7 +9,7 @@ from ditc.runtime.errors import PlanError
 from .costs import ModelCost, SiteCost
 from .identity import CFG_LAYOUTS, CfgLayout, Identity
 from .method import Method, parse_method
-from .origin import Gate, Origin, Tried
+from .origin import Gate, Goal, Origin, Tried
 from .plan import FORMAT, MAX_STEPS, VERSION, Losses, Plan
 from .plan_fields import kind_of, read_fields, read_integer, read_list, read_number, read_text
 from .tile_window import TileWindow
@@ -176,7 +176,7 @@ def _site_cost(value: object, where: str) -> SiteCost:
 
 def _origin(value: object, sites: tuple[str, ...]) -> Origin:
     names = {"search", "threshold", "metric", "seed", "samples", "ditc"}
-    fields = read_fields(value, "found", names, {"target", "gated"})
+    fields = read_fields(value, "found", names, {"target", "gated", "speedup", "budget_ms"})
     return Origin(
         search=read_text(fields["search"], "found.search"),
         threshold=read_number(fields["threshold"], "found.threshold"),
@@ -185,6 +185,7 @@ def _origin(value: object, sites: tuple[str, ...]) -> Origin:
         samples=read_integer(fields["samples"], "found.samples", 1, 2**31),
         ditc=read_text(fields["ditc"], "found.ditc"),
         gate=_gate(fields, sites),
+        goal=_goal(fields),
     )
 
 
@@ -207,6 +208,17 @@ def _gate(found: Mapping[str, object], sites: tuple[str, ...]) -> Gate | None:
         for site, methods in gated.items()
     }
     return Gate(read_text(found["target"], "found.target"), refused)
+
+
+def _goal(found: Mapping[str, object]) -> Goal | None:
+    given = {name: found[name] for name in ("speedup", "budget_ms") if name in found}
+    if len(given) > 1:
+        raise PlanError("found: has both speedup and budget_ms, expected one at most")
+    numbers = {name: read_number(value, f"found.{name}") for name, value in given.items()}
+    for name, number in numbers.items():
+        if number <= 0:
+            raise PlanError(f"found.{name}: is {number:g}, expected a positive number")
+    return Goal(**numbers) if numbers else None
 
 
 def _pareto(value: object) -> tuple[Tried, ...]:

@@ -10,7 +10,7 @@ from .base import Pass
 from .batch_following import Followed, follow_batch
 from .graphs import call, find, infer
 from .halves import Halves, halves_of
-from .halving import check_half, write_half
+from .halving import check_half, take_half, write_half
 from .program import CfgLayout, Site
 from .sites import region
 
@@ -70,10 +70,8 @@ class ShareCfg(Pass):
     def _enter(self, graph: fx.Graph, halves: Halves) -> None:
         """Slice the conditional half off what is needed of half and made of both."""
         for (entry, axis), users in halves.entries.items():
-            size = entry.meta["val"].shape[axis]
-            start, stop = (0, size // 2) if self.cfg == "cond-first" else (size // 2, size)
             with graph.inserting_before(_first_computed_after(graph, entry)):
-                half = call(graph, aten.slice.Tensor, entry, axis, start, stop)
+                half = take_half(entry, axis, last=self.cfg == "uncond-first")
             half.meta[HALF] = True
             for user in users:
                 user.replace_input_with(entry, half)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from ditc.passes import Method, Plan
+from ditc.passes import Goal, Method, Plan
 from ditc.runtime.errors import PlanError
 from ditc.tools.budget import least_threshold, limit_of
 from ditc.tools.space import space_of
@@ -48,7 +48,7 @@ def test_what_a_generation_may_take() -> None:
     full = Plan.uniform(program, 4, Method.FULL)
 
     def limit(speedup: float | None = None, budget_ms: float | None = None) -> float:
-        return limit_of(space, full, "local", speedup=speedup, budget_ms=budget_ms)
+        return limit_of(space, full, "local", Goal(speedup, budget_ms))
 
     assert limit(speedup=1.25) == 400 / 1.25
     assert limit(budget_ms=350.0) == 350.0
@@ -71,14 +71,14 @@ def test_the_best_minds_what_was_refused() -> None:
     full = Plan.uniform(program, 4, Method.FULL)
     space = space_of(program, latencies=made(program, ast=12.0))
     with pytest.raises(PlanError, match=r"best is 1\.\d+, with .* and 3 methods refused as not"):
-        limit_of(space, full, "ilp", speedup=2.0, budget_ms=None)
+        limit_of(space, full, "ilp", Goal(speedup=2.0))
 
 
 def test_without_latencies_a_speedup_is_one_of_multiply_adds() -> None:
     program = sample("dit", "cond-first").program
     space = space_of(program)
     full = Plan.uniform(program, 4, Method.FULL)
-    assert limit_of(space, full, "greedy", speedup=1.1, budget_ms=None) == 1 / 1.1
+    assert limit_of(space, full, "greedy", Goal(speedup=1.1)) == 1 / 1.1
     best = space.cost.full * 4 / (space.cost.full + 3 * space.cost.rest)
     with pytest.raises(PlanError, match=f"the best is {best:.3f}, with every error allowed$"):
-        limit_of(space, full, "greedy", speedup=100.0, budget_ms=None)
+        limit_of(space, full, "greedy", Goal(speedup=100.0))

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from ditc.passes import Gate, Method, Origin, Plan, Tried
+from ditc.passes import Gate, Goal, Method, Origin, Plan, Tried
 from ditc.runtime.errors import PlanError
 from ditc.tools.comparing import explain
 from ditc.tools.report_data import read_facts
@@ -21,11 +21,13 @@ GATE = Gate("onnx, CPUExecutionProvider", {SITE: (Method.WA_RS, Method.ASC)})
 TRIED = (Tried(0.1, 0.0, 400.0, 1.0), Tried(0.4, 0.25, 310.5, 0.75))
 
 
-def plan(search: str = "ilp", tried: tuple[Tried, ...] | None = TRIED) -> Plan:
+def plan(
+    search: str = "ilp", tried: tuple[Tried, ...] | None = TRIED, goal: Goal | None = None
+) -> Plan:
     losses = {SITE: {Method.AST: 0.5, Method.WA_RS_ASC: 0.1}}
     return replace(
         Plan.uniform(sample("dit", "cond-first").program, 3, "full").replace(1, SITE, "wa-rs+asc"),
-        origin=Origin(search, 0.4, "relative", 0, 2, "0.1.0", GATE),
+        origin=Origin(search, 0.4, "relative", 0, 2, "0.1.0", GATE, goal),
         losses=({}, losses, {SITE: {Method.AST: 0.15}}),
         pareto=tried,
     )
@@ -42,11 +44,28 @@ def test_files_hold_it(tmp_path: Path, tried: tuple[Tried, ...] | None) -> None:
     assert ("pareto" in json.loads(path.read_text())) == (tried is not None)
 
 
+@pytest.mark.parametrize(
+    ("goal", "record"),
+    [(Goal(speedup=1.5), {"speedup": 1.5}), (Goal(budget_ms=200), {"budget_ms": 200})],
+)
+def test_files_hold_what_was_to_be_reached(
+    tmp_path: Path, goal: Goal, record: dict[str, float]
+) -> None:
+    path = tmp_path / "plan.json"
+    made = plan(goal=goal)
+    made.save(path)
+    assert json.loads(path.read_text())["found"].items() >= record.items()
+    assert Plan.load(path).origin == made.origin
+    found = dict(read_facts(path).notes)["found by"]
+    assert found == f"ilp search, δ = 0.4, the least for {goal}, 2 samples, seed 0"
+    assert str(goal) in ("a speedup of 1.5", "a budget of 200 ms")
+
+
 def test_a_plan_found_without_latencies_has_neither_key(tmp_path: Path) -> None:
     made = plan()
     assert made.origin is not None
     record = json.loads(replace(made, origin=replace(made.origin, gate=None)).to_json())
-    assert not {"target", "gated"} & set(record["found"])
+    assert not {"target", "gated", "speedup", "budget_ms"} & set(record["found"])
     assert made.replace(1, SITE, "ast").pareto is None
 
 
@@ -59,6 +78,9 @@ BROKEN: dict[str, tuple[Edit, str]] = {
     "method": (lambda r: r["found"]["gated"].update({SITE: ["half"]}), "unknown method 'half'"),
     "methods": (lambda r: r["found"]["gated"].update({SITE: "asc"}), "expected a list"),
     "text": (lambda r: r["found"].update(target=""), "found.target: expected printable text"),
+    "goals": (lambda r: r["found"].update(speedup=2, budget_ms=3), "both speedup and budget_ms"),
+    "goal": (lambda r: r["found"].update(budget_ms=0), "budget_ms: is 0, expected a positive"),
+    "speedup": (lambda r: r["found"].update(speedup="2"), "found.speedup: expected a number"),
     "empty": (lambda r: r.update(pareto=[]), "pareto: has 0 entries, expected 1 to 200"),
     "null": (lambda r: r.update(pareto=None), "pareto: expected a list, found nothing"),
     "many": (lambda r: r.update(pareto=r["pareto"] * 101), "has 202 entries"),

@@ -158,6 +158,8 @@ def test_limits() -> None:
         (("cost", "rest"), -1),
         (("cost", "rest"), 2**63 + 1),
         (("found", "samples"), 0),
+        (("found", "speedup"), 0),
+        (("found", "budget_ms"), 1e13),
         (("windows", "blocks.0.attn", "block"), 0),
         (("windows", "blocks.0.attn", "radius"), 2**31 + 1),
         (("windows", "blocks.0.attn"), {"grid": [2, 2], "tile": [1, 1]}),
@@ -188,6 +190,15 @@ def test_what_the_schema_refuses_the_reader_refuses(
     holder(record, path[:-1])[path[-1]] = value  # type: ignore[index]
     if not VALIDATOR.is_valid(record):
         assert not reader_accepts(record)
+
+
+def test_one_goal_at_most() -> None:
+    record = valid()
+    found = holder(record, ("found",))
+    assert isinstance(found, dict)
+    for name in ("speedup", "budget_ms"):
+        found[name] = 2.5
+        assert VALIDATOR.is_valid(record) == reader_accepts(record) == (name == "speedup")
 
 
 def test_what_only_the_reader_refuses() -> None:

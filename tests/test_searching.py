@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from ditc.export import sampler_table
-from ditc.passes import Method, Plan
+from ditc.passes import Goal, Method, Plan
 from ditc.tools import journal, searching
 from ditc.tools.cli import main
 from ditc.tools.glyphs import demo_scheduler
@@ -112,6 +112,7 @@ def test_a_budget_is_met_and_stopped_it_ends_in_the_same_plan(
     assert taken.latency_ms <= 290
     met = [t.threshold for t in plan.pareto if t.latency_ms is not None and t.latency_ms <= 290]
     assert min(met) == plan.origin.threshold
+    assert plan.origin.goal == Goal(budget_ms=290)
     assert [t.threshold for t in plan.pareto] == sorted(t.threshold for t in plan.pareto)
     # the same threshold by itself is the same plan
     again = tmp_path / "again.json"

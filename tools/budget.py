@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable
 
-from ditc.passes import Method, Plan
+from ditc.passes import Goal, Method, Plan
 from ditc.runtime.errors import PlanError
 
 from .decisions import LARGEST_ERROR
@@ -19,35 +19,32 @@ GROWTH = {"greedy": 4.0, "local": 4.0, "ilp": 10.0}
 LARGEST_RELATIVE = 2.0  # |O − O'| / max(|O|, |O'|)
 
 
-def limit_of(
-    space: Space, full: Plan, search: str, *, speedup: float | None, budget_ms: float | None
-) -> float:
+def limit_of(space: Space, full: Plan, search: str, goal: Goal) -> float:
     """Return what a generation may take, as `Space.predicted` tells it.
 
     Args:
         space: what a search may choose from.
         full: the plan that compresses nothing.
         search: name of the search, which decides what is the best that is possible.
-        speedup: how many times as fast as uncompressed, or
-        budget_ms: milliseconds of a generation.
+        goal: what is to be reached.
 
     Raises:
-        PlanError: if the budget is no number, asks for nothing, or for more than is possible; the
-            message names the best.
+        PlanError: if the goal is no positive number, asks for nothing, or for more than is
+            possible; the message names the best.
     """
     whole, best = space.predicted(full), space.predicted(_boldest(space, full, search))
-    given = speedup if budget_ms is None else budget_ms
+    timed = goal.budget_ms is not None
+    given = goal.budget_ms if timed else goal.speedup
     if given is None or not (math.isfinite(given) and given > 0):
         raise PlanError(f"budget is {given}, expected a positive number")
-    limit = whole / given if budget_ms is None else given
-    asked = f"a speedup of {given:g}" if budget_ms is None else f"a budget of {given:g} ms"
+    limit = given if timed else whole / given
     if limit >= whole:
-        now = "1" if budget_ms is None else f"{whole:.4g} ms"
-        raise PlanError(f"{asked} needs no plan: uncompressed it is {now} already; ask for more")
+        now = f"{whole:.4g} ms" if timed else "1"
+        raise PlanError(f"{goal} needs no plan: uncompressed it is {now} already; ask for more")
     if best > limit:
-        most = f"{whole / best:.3f}" if budget_ms is None else f"{best:.4g} ms"
+        most = f"{best:.4g} ms" if timed else f"{whole / best:.3f}"
         raise PlanError(
-            f"{asked} is out of reach: the best is {most}, with every error allowed"
+            f"{goal} is out of reach: the best is {most}, with every error allowed"
             + (_why(space) if space.gate and space.gate.refused else "")
         )
     return limit

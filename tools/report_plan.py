@@ -169,7 +169,8 @@ def notes_of(plan: Plan) -> tuple[tuple[str, str], ...]:
         return (*scale, ("found by", "no search"))
     origin = plan.origin
     samples = f"{origin.samples} sample{'s' if origin.samples > 1 else ''}"
-    found = f"{titled(origin.search)}, δ = {origin.threshold:g}, {samples}, seed {origin.seed}"
+    delta = f"δ = {origin.threshold:g}" + (f", the least for {origin.goal}" if origin.goal else "")
+    found = f"{titled(origin.search)}, {delta}, {samples}, seed {origin.seed}"
     return (*scale, ("found by", found), *_gate_notes(plan))
 
 

@@ -3,13 +3,13 @@
 import argparse
 import hashlib
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from importlib.metadata import version
 
 import torch
 
 from ditc.export import sampler_table
-from ditc.passes import Method, Plan, Program, Tried
+from ditc.passes import Goal, Method, Plan, Program, Tried
 from ditc.passes.plan import MAX_STEPS
 from ditc.passes.plan_fields import MAX_NUMBER
 from ditc.runtime.errors import DitcError
@@ -109,9 +109,9 @@ class _Seeker:
         """Search with one threshold after the other; return the plan taken and a note on it."""
         options, space = self._options, self._space
         full = Plan.uniform(space.program, self._table.steps, Method.FULL)
-        asked = {"speedup": options.speedup, "budget_ms": options.budget_ms}
-        limit = limit_of(space, full, options.search, **asked)
-        results = Results(self._tried, {**self._arguments, **asked})
+        goal = Goal(options.speedup, options.budget_ms)
+        limit = limit_of(space, full, options.search, goal)
+        results = Results(self._tried, {**self._arguments, **asdict(goal)})
         if results.uncompressed is None:
             nothing = replace(space, candidates=dict.fromkeys(space.candidates, ()))
             latents = self._find("local", nothing, 1.0, "uncompressed").latents
@@ -131,7 +131,10 @@ class _Seeker:
         taken = least_threshold(options.search, len(space.windows), meets)
         points = [point for _, plan in sorted(results.plans.items()) for point in plan.pareto or ()]
         note = f"δ = {taken:g}, the least of {len(points)} tried that meets the budget"
-        return replace(results.plans[taken], pareto=tuple(points)), note
+        plan = results.plans[taken]
+        assert plan.origin is not None
+        origin = replace(plan.origin, goal=goal)
+        return replace(plan, pareto=tuple(points), origin=origin), note
 
     def forget(self) -> None:
         """Remove the journals: the plan is written."""
