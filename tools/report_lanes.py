@@ -12,6 +12,7 @@ from itertools import groupby
 from .report_colours import METHODS, STYLES
 from .report_data import Facts
 from .report_extras import Latency
+from .report_ticks import round_ticks
 from .report_words import label_parts, milliseconds, quantity
 
 __all__ = ["heat_map", "lanes", "latency_lane", "least_squares", "legend", "work_lane"]
@@ -105,16 +106,12 @@ def work_lane(facts: Facts) -> str:
     for name, values in layers.items():
         shapes.append(f'<path class="{name}" d="{_bars(base, values, top)}"/>')
         base = [low + value for low, value in zip(base, values, strict=True)]
-    marks = [(0.0, "0")]
     if whole:
-        y = 100 - 100 * whole / top
-        shapes.append(f'<path class="level" d="M0 {y:.3f}h{facts.steps}"/>')
-        marks.append((whole / top, quantity(whole)))
-    else:
-        marks.append((max(facts.totals) / top, quantity(max(facts.totals))))
-    svg = _svg(facts.steps, 100, 130, "".join(shapes))
+        shapes.append(f'<path class="level" d="M0 {_y(whole, top)}h{facts.steps}"/>')
+    ticks = _ticks(whole or max(facts.totals))
+    svg = _svg(facts.steps, 100, 130, _grid(ticks, top, facts.steps) + "".join(shapes))
     plot = f'<div class="plot" data-lane="work">{svg}</div>'
-    return _lane(_marks(marks), plot, facts.steps)
+    return _lane(_marks((tick / top, quantity(tick)) for tick in ticks), plot, facts.steps)
 
 
 def _layers(facts: Facts) -> dict[str, list[int]]:
@@ -150,14 +147,16 @@ def latency_lane(facts: Facts, timed: Mapping[str, Latency], ms_each: float) -> 
         f"M{step + 0.5} {_y(entry.low_ms, top)}V{_y(entry.high_ms, top)}"
         for step, entry in enumerate(measured)
     )
-    ticks = "".join(f"M{step} {_y(value, top)}h1" for step, value in enumerate(predicted))
+    guesses = "".join(f"M{step} {_y(value, top)}h1" for step, value in enumerate(predicted))
     shapes = (
         f'<path class="bar" d="{bars}"/><path class="spread" d="{spread}"/>'
-        f'<path class="predicted" d="{ticks}"/>'
+        f'<path class="predicted" d="{guesses}"/>'
     )
-    svg = _svg(facts.steps, 100, 130, shapes)
+    ticks = _ticks(highest)
+    svg = _svg(facts.steps, 100, 130, _grid(ticks, top, facts.steps) + shapes)
     plot = f'<div class="plot" data-lane="latency">{svg}</div>'
-    marks = _marks([(0.0, "0"), (highest / top, milliseconds(highest))])
+    words = ["0", *(f"{tick:g} ms" for tick in ticks[1:-1]), milliseconds(highest)]
+    marks = _marks(zip((tick / top for tick in ticks), words, strict=True))
     return _lane(marks, plot, facts.steps)
 
 
@@ -179,6 +178,19 @@ def _bars(base: Iterable[float], values: Iterable[float], top: float) -> str:
 
 def _y(value: float, top: float) -> str:
     return f"{100 - 100 * value / top:.3f}".rstrip("0").rstrip(".")
+
+
+def _ticks(highest: float) -> list[float]:
+    """Return 0, round numbers, and the highest value, which no other one stands close to."""
+    if not highest:
+        return [0.0]
+    return [tick for tick in round_ticks([0, highest]) if tick < 0.85 * highest] + [highest]
+
+
+def _grid(ticks: Sequence[float], top: float, steps: int) -> str:
+    """Return faint lines at the round ones of an axis's ticks."""
+    lines = "".join(f"M0 {_y(tick, top)}h{steps}" for tick in ticks[1:-1])
+    return f'<path class="grid" d="{lines}"/>'
 
 
 def _marks(marks: Iterable[tuple[float, str]]) -> str:

@@ -1,10 +1,10 @@
 """Draw the trade-off between cost and loss over several plans."""
 
-import math
 from collections.abc import Sequence
 from html import escape
 
 from .report_points import Point
+from .report_ticks import round_ticks
 from .report_words import milliseconds
 
 __all__ = ["frontier", "pareto_chart"]
@@ -31,7 +31,7 @@ def pareto_chart(points: Sequence[Point], threshold: float | None) -> str:
         threshold: δ of the plan at hand, None if it has none.
     """
     measured = points[0].measured
-    xs, ys = _ticks([p.cost for p in points]), _ticks([p.loss for p in points])
+    xs, ys = round_ticks([p.cost for p in points]), round_ticks([p.loss for p in points])
 
     def place(cost: float, loss: float) -> tuple[float, float]:
         x = LEFT + (cost - xs[0]) / (xs[-1] - xs[0]) * (WIDTH - LEFT - RIGHT)
@@ -91,15 +91,3 @@ def _label(point: Point, at: tuple[float, float]) -> str:
     room = x + 11 + 7 * len(shown) < WIDTH
     place = f'x="{x + 11}" y="{y - 7}"' if room else f'x="{x - 11}" y="{y + 18}" text-anchor="end"'
     return f'<text class="label" {place}>{escape(shown)}</text>'
-
-
-def _ticks(values: Sequence[float]) -> list[float]:
-    """Return round numbers that span the values, about five of them."""
-    low, high = min(values), max(values)
-    if low == high:
-        low, high = low - (abs(low) or 1) / 10, high + (abs(high) or 1) / 10
-    rough = (high - low) / 4
-    size = 10 ** math.floor(math.log10(rough))
-    step = size * next(n for n in (1, 2, 2.5, 5, 10) if n * size >= rough * 0.999)
-    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-    return [round(n * step, 12) for n in range(first, max(last, first + 1) + 1)]
