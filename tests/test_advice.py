@@ -16,8 +16,8 @@ from ditc.tools.windows import parse_window, windowed
 
 from . import reports
 from .bundles import write_bundle
+from .commands import Capture, fails, misused
 from .samples import sample
-from .test_cli import Capture, fails, misused
 
 
 @pytest.fixture

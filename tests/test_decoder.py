@@ -26,8 +26,8 @@ from ditc.tools.cli import main
 from ditc.tools.open_sora import STDiT3
 
 from . import models
+from .commands import Capture, fails
 from .compiled import workshop
-from .test_cli import Capture, fails
 from .test_open_sora import kwargs_of, small
 
 STEPS = 2

@@ -7,8 +7,8 @@ from pathlib import Path
 from ditc.passes import Plan, plan_schema
 from ditc.tools.cli import main
 
+from .commands import Capture, fails
 from .compiled import small_bundle
-from .test_cli import Capture, fails
 
 
 def test_inspect_a_bundle(capsys: Capture) -> None:

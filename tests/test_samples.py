@@ -8,8 +8,8 @@ from ditc.runtime.errors import DitcError
 from ditc.tools.cli import main
 from ditc.tools.samples import check_samples, with_samples
 
+from .commands import Capture, fails, pipeline
 from .samples import sample
-from .test_cli import Capture, fails, pipeline
 
 
 class ByPrompt:
