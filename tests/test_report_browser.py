@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 
 import pytest
@@ -223,3 +224,34 @@ def test_it_fits_narrow_screens(width: int, browser: Browser, pages: Pages) -> N
     )
     assert left >= 0
     assert left + wide <= width
+
+
+BOXES = """
+[...document.querySelectorAll('#pareto .label, #pareto .dot')].map(found => {
+  const { x, y, width, height } = found.getBBox();
+  return [found.textContent, x, y, x + width, y + height];
+})
+"""
+
+
+def test_labels_of_crowded_plans_stay_apart(browser: Browser, tmp_path: Path) -> None:
+    """Measured in the browser's own font; the plan at hand has its label whatever is near."""
+    crowd = [(0.7 + 0.2 * (n / 24) ** 4, 0.3 - 0.2 * (n / 24) ** 0.5) for n in range(25)]
+    points = [
+        {"multiply_adds_left": cost, "loss": loss, "label": f"plan number {n}"}
+        for n, (cost, loss) in enumerate(crowd)
+    ]
+    points[3]["threshold"] = reports.DELTA
+    pareto = reports.write_json(tmp_path / "pareto.json", points)
+    page = tmp_path / "page.html"
+    plan = str(reports.write_plan(tmp_path))
+    assert main(["report", plan, "-o", str(page), "--pareto", str(pareto)]) == 0
+    browser.open(page)
+    boxes = browser.run(BOXES)
+    labels = {words for words, *_ in boxes if words}
+    assert 3 < len(labels) < len(points)
+    assert "plan number 3" in labels
+    assert all(left >= 0 and right <= 620 for _, left, _, right, _ in boxes)
+    for one, other in combinations(boxes, 2):
+        apart = one[3] <= other[1] or other[3] <= one[1] or one[4] <= other[2] or other[4] <= one[2]
+        assert apart or not (one[0] or other[0]), (one, other)

@@ -5,7 +5,7 @@ from ditc.passes.curve import Curve
 __all__ = ["curve_chart"]
 
 WIDTH, HEIGHT = 620, 300
-LEFT, RIGHT, TOP, BOTTOM = 64, 110, 34, 46
+LEFT, RIGHT, TOP, BOTTOM = 64, 24, 34, 46
 TICKS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 
 

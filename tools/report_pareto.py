@@ -10,8 +10,15 @@ from .report_words import milliseconds
 __all__ = ["frontier", "pareto_chart"]
 
 WIDTH, HEIGHT = 620, 300
-LEFT, RIGHT, TOP, BOTTOM = 64, 110, 34, 46
+LEFT, RIGHT, TOP, BOTTOM = 64, 24, 34, 46
 LABEL = 24
+"""Letters of a label that are shown."""
+LETTER, LINE = 7, 15
+"""Width and height of a letter, generously."""
+DOT = 7
+"""Half the side of the square that a dot keeps free of labels."""
+
+Box = tuple[float, float, float, float]
 
 
 def frontier(points: Sequence[Point]) -> list[Point]:
@@ -52,7 +59,11 @@ def pareto_chart(points: Sequence[Point], threshold: float | None) -> str:
         )
     line = "L".join("{} {}".format(*place(p.cost, p.loss)) for p in best)
     shapes.append(f'<path class="front" d="M{line}"/>')
-    shapes += [_dot(p, place(p.cost, p.loss), p in best, threshold) for p in points]
+    places = [place(p.cost, p.loss) for p in points]
+    shapes += [_dot(p, at, p in best, threshold) for p, at in zip(points, places, strict=True)]
+    told = [n for n, p in enumerate(points) if p.label and (p in best or _is_here(p, threshold))]
+    told.sort(key=lambda n: not _is_here(points[n], threshold))
+    shapes += _labels([(points[n].label, places[n]) for n in told], places)
     axis = "latency of a generation, ms" if measured else "multiply-adds left"
     middle = (LEFT + WIDTH - RIGHT) / 2
     shapes.append(
@@ -69,7 +80,7 @@ def pareto_chart(points: Sequence[Point], threshold: float | None) -> str:
 def _dot(point: Point, at: tuple[float, float], best: bool, threshold: float | None) -> str:
     x, y = at
     cost = milliseconds(point.cost) if point.measured else f"{point.cost:.1%} of multiply-adds"
-    here = threshold is not None and point.threshold == threshold
+    here = _is_here(point, threshold)
     words = [point.label, cost, f"loss {point.loss:.4g}"]
     if point.threshold is not None:
         words.append(f"δ {point.threshold:g}")
@@ -80,14 +91,50 @@ def _dot(point: Point, at: tuple[float, float], best: bool, threshold: float | N
     kind = "dot" if best else "dot beaten"
     return (
         f'{ring}<circle class="{kind}" cx="{x}" cy="{y}" r="5" tabindex="0" role="img" '
-        f'aria-label="{tip}" data-tip="{tip}"/>{_label(point, at) if best or here else ""}'
+        f'aria-label="{tip}" data-tip="{tip}"/>'
     )
 
 
-def _label(point: Point, at: tuple[float, float]) -> str:
-    """Return a point's label: above its right, or below its left where there is no room."""
+def _is_here(point: Point, threshold: float | None) -> bool:
+    return threshold is not None and point.threshold == threshold
+
+
+def _labels(
+    labels: Sequence[tuple[str, tuple[float, float]]], dots: Sequence[tuple[float, float]]
+) -> list[str]:
+    """Return labels beside their dots, the first ones first; those that find no room are left out.
+
+    Args:
+        labels: words, and where their dots are.
+        dots: where all dots are.
+    """
+    taken: list[Box] = [(x - DOT, y - DOT, x + DOT, y + DOT) for x, y in dots]
+    found = []
+    for words, at in labels:
+        shown = words if len(words) <= LABEL else words[: LABEL - 1] + "…"
+        for x, y, right in _beside(at):
+            width = LETTER * len(shown)
+            left = x if right else x - width
+            box = (left, y - LINE + 3, left + width, y + 3)
+            if left < LEFT or left + width > WIDTH or any(_overlap(box, other) for other in taken):
+                continue
+            anchor = "" if right else ' text-anchor="end"'
+            found.append(f'<text class="label" x="{x:g}" y="{y:g}"{anchor}>{escape(shown)}</text>')
+            taken.append(box)
+            break
+    return found
+
+
+def _beside(at: tuple[float, float]) -> list[tuple[float, float, bool]]:
+    """Return the places for a dot's label, the best first, and whether it runs to the right."""
     x, y = at
-    shown = point.label if len(point.label) <= LABEL else point.label[: LABEL - 1] + "…"
-    room = x + 11 + 7 * len(shown) < WIDTH
-    place = f'x="{x + 11}" y="{y - 7}"' if room else f'x="{x - 11}" y="{y + 18}" text-anchor="end"'
-    return f'<text class="label" {place}>{escape(shown)}</text>'
+    return [
+        (x + 11, y - 7, True),
+        (x - 11, y + 18, False),
+        (x + 11, y + 18, True),
+        (x - 11, y - 7, False),
+    ]
+
+
+def _overlap(one: Box, other: Box) -> bool:
+    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
