@@ -35,7 +35,11 @@ FLAGS: dict[str, tuple[tuple[object, ...], str]] = {
         "takes the variance from the model in its own way: build it with a fixed variance",
     ),
 }
-OTHERWISE = "use one such as DDIM, DPMSolverMultistep, UniPCMultistep or FlowMatchEulerDiscrete"
+ATTACH = "compile without a sampler (--no-sampler) and attach the bundle to its pipeline"
+OTHERWISE = (
+    "use one such as DDIM, DPMSolverMultistep, UniPCMultistep or FlowMatchEulerDiscrete, or "
+    f"{ATTACH}"
+)
 
 Array = npt.NDArray[np.float64]
 Step = Callable[[int, torch.Tensor], torch.Tensor]
@@ -261,7 +265,7 @@ class Probe:
         config: Mapping[str, object] = getattr(self.scheduler, "config", {})
         for flag, (values, remedy) in FLAGS.items():
             if config.get(flag) in values:
-                return f"its config {flag}={config[flag]!r} {remedy}"
+                return f"its config {flag}={config[flag]!r} {remedy}, or {ATTACH}"
         return OTHERWISE
 
 

@@ -1,6 +1,7 @@
 """Export a module: torch.export, what the model decides by its conditioning followed."""
 
 import logging
+import re
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Set
 from contextlib import contextmanager, nullcontext, redirect_stderr
@@ -20,6 +21,8 @@ __all__ = ["export", "traced_line"]
 
 Kwargs = Mapping[str, object]
 Forward = Callable[..., object]
+FRAME = re.compile(r'^\s*File "(.+)", line (\d+), in (.+)$', re.MULTILINE)
+"""A line of a stack trace, as Python writes it."""
 
 
 def export(
@@ -224,9 +227,9 @@ def traced_line(stack_trace: object) -> str:
     """Return ` (file:line in function)` of the model's line that a traced node comes from."""
     if not isinstance(stack_trace, str):
         return ""
-    places = [line.strip() for line in stack_trace.splitlines() if line.strip().startswith("File ")]
-    own = [line for line in places if is_model_file(line.split('"')[1])]
-    return f" ({own[-1]})" if own else ""
+    places = FRAME.findall(stack_trace)
+    own = [place for place in places if is_model_file(place[0])]
+    return " ({}:{} in {})".format(*own[-1]) if own else ""
 
 
 def _at(frame: traceback.FrameSummary) -> str:

@@ -50,6 +50,14 @@ class Recording:
     weights: Weights | None = None
     vae: torch.nn.Module | None = None
 
+    def __repr__(self) -> str:
+        """Return denoiser, layout and scheduler: no tensor."""
+        names = ", ".join(self.kwargs)
+        return (
+            f"Recording({type(self.module).__name__}({names}), cfg {self.cfg!r}, "
+            f"{type(self.scheduler).__name__})"
+        )
+
     def capture(self) -> Program:
         """Capture the denoiser with the arguments recorded."""
         return capture(

@@ -35,9 +35,10 @@ def resized(manifest: Manifest, samples: int) -> Manifest:
     least, most = manifest.batches
     if not least <= samples <= most:
         expected = f"{least} to {most}" if manifest.dynamic else f"{most}"
+        opened = " or opened for" if manifest.dynamic else ""
         raise EngineError(
             f"a batch of {samples} samples, expected {expected} as the bundle was compiled "
-            "for; compile it for others with --dynamic batch=LEAST..MOST"
+            f"for{opened}; compile it for others with --dynamic batch=LEAST..MOST"
         )
     before, dynamic = manifest.samples, manifest.dynamic
     if dynamic is None or samples == before:

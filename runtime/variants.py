@@ -121,7 +121,7 @@ def read_manifest(root: Path, variant: str | None = None) -> Manifest:
         return Manifest.from_json(read_text(root, MANIFEST_FILE))
     known = ", ".join(index.variants)
     if variant is None:
-        raise BundleError(f"{root}: holds the variants {known}: name one as the variant")
+        raise BundleError(f"{root}: holds the variants {known}: name one, by --variant or variant=")
     if variant not in index.variants:
         raise BundleError(f"{root}: holds no variant {variant!r}, expected one of {known}")
     file = f"{variant}.{MANIFEST_FILE}"

@@ -7,10 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from diffusers import DDIMScheduler
 from PIL import Image
 
 from ditc.passes import Window, capture, record
 from ditc.runtime import Bundle
+from ditc.runtime.diffusers import attach
 from ditc.tools.cli import main
 
 from . import models
@@ -228,6 +230,28 @@ def test_compile_a_saved_pipeline(capsys: Capture, tmp_path: Path) -> None:
     assert off.max() <= 1
     assert main([*arguments, "--call", json.dumps(call), "--no-decoder"]) == 0
     assert Bundle.open(tmp_path / "bundle", threads=1).manifest.decoder is None
+
+
+def test_a_scheduler_that_no_table_holds_is_left_out(capsys: Capture, tmp_path: Path) -> None:
+    pipe = pipeline()
+    pipe.scheduler = DDIMScheduler(clip_sample=True)
+    pipe.save_pretrained(tmp_path / "pipe")
+    call = {"class_labels": [7]}
+    recording = record(pipe, call={"num_inference_steps": 2, **call})
+    planned(recording.capture(), "full", "full").save(tmp_path / "plan.json")
+    arguments = ["compile", str(tmp_path / "pipe"), "--plan", str(tmp_path / "plan.json")]
+    arguments += ["-o", str(tmp_path / "bundle"), "--call", json.dumps(call)]
+    message = fails(capsys, *arguments)
+    assert "build it with clip_sample=False, or compile without a sampler (--no-sampler)" in message
+    assert main([*arguments, "--no-sampler"]) == 0
+    bundle = Bundle.open(tmp_path / "bundle", threads=1)
+    assert bundle.manifest.sampler is None
+    call |= {"num_inference_steps": 2, "output_type": "np"}
+    whole = pipe(**call, generator=torch.manual_seed(0)).images
+    attach(pipe, bundle)
+    np.testing.assert_allclose(
+        pipe(**call, generator=torch.manual_seed(0)).images, whole, atol=1e-4
+    )
 
 
 def test_factories_that_fail(capsys: Capture, factory: Path) -> None:

@@ -110,11 +110,11 @@ def made(title: str, **changes: object) -> Outcome:
 
 
 def test_the_table_names_what_was_refused() -> None:
-    failed = Trial(named("DiTTransformer2DModel"), failure="no (File /a/b/model.py:3 | x)")
+    failed = Trial(named("DiTTransformer2DModel"), failure="no (/a/b/model.py:3 | x)")
     result = outcome(failed)
-    assert (result.captured, faults(result)) == (False, ["no (File /a/b/model.py:3 | x)"])
+    assert (result.captured, faults(result)) == (False, ["no (/a/b/model.py:3 | x)"])
     assert table([result]).splitlines()[-1] == (
-        "| DiTTransformer2DModel | no | | | | | no (File model.py:3 / x) |"
+        "| DiTTransformer2DModel | no | | | | | no (model.py:3 / x) |"
     )
 
 

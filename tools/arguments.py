@@ -161,6 +161,12 @@ def add_compile_options(parser: argparse.ArgumentParser) -> None:
         help="have a graph that runs one step hold its timestep; with --no-prologue",
     )
     parser.add_argument(
+        "--no-sampler",
+        action="store_true",
+        help="leave the pipeline's scheduler out: the bundle is to be attached to the pipeline, or "
+        "to be run step by step",
+    )
+    parser.add_argument(
         "--no-decoder",
         action="store_true",
         help="leave the pipeline's autoencoder out: the bundle makes latents",

@@ -7,6 +7,7 @@ some chance, which is what merging lives on; how persistent each plan is stands 
 the demo's searched plan comes to. Nothing of DiT-XL/2 but its shapes enters.
 """
 
+import argparse
 import json
 import random
 import sys
@@ -19,6 +20,7 @@ from diffusers import DiTTransformer2DModel
 from ditc.passes import Method, Plan, Program, capture
 from ditc.passes.merging import Merging
 
+from .argument_types import seed
 from .merging_bound import MergingBound
 from .models import DEMO_PLAN
 
@@ -120,5 +122,13 @@ def run(seed: int) -> dict[str, object]:
     return {**found, "demo_searched": measured(Plan.load(DEMO_PLAN))}
 
 
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command."""
+    parser = argparse.ArgumentParser(prog="python -m ditc.tools.bench_buckets", description=__doc__)
+    parser.add_argument("seed", nargs="?", type=seed, default=0, help="of the drawn plans (0)")
+    sys.stdout.write(json.dumps(run(parser.parse_args(arguments).seed), indent=1) + "\n")
+    return 0
+
+
 if __name__ == "__main__":
-    print(json.dumps(run(int(sys.argv[1]) if len(sys.argv) > 1 else 0), indent=1))
+    sys.exit(main())

@@ -6,12 +6,14 @@ near the bundle that is replaced, which is what `ditc compile` does; there with 
 which makes further graphs; and without a limit on buckets.
 """
 
+import argparse
 import json
 import random
 import shutil
 import sys
 import time
 from collections import Counter
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,6 +25,7 @@ from ditc.passes import Method, Plan, Program, schedule
 from ditc.passes.nearing import Earlier
 from ditc.runtime.errors import PlanError
 
+from .argument_types import positive, seed
 from .building import NEAR
 from .models import DEMO_PLAN, demo_recording
 
@@ -124,6 +127,17 @@ def _measured(builder: _Builder, plan: Plan, changes: int, seed: int) -> dict[st
     }
 
 
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command."""
+    parser = argparse.ArgumentParser(prog="python -m ditc.tools.bench_builds", description=__doc__)
+    parser.add_argument(
+        "changes", nargs="?", type=positive, default=10, help="how many plans to change (10)"
+    )
+    parser.add_argument("seed", nargs="?", type=seed, default=0, help="of the changes (0)")
+    options = parser.parse_args(arguments)
+    sys.stdout.write(json.dumps(run(options.changes, options.seed), indent=1) + "\n")
+    return 0
+
+
 if __name__ == "__main__":
-    given = [int(text) for text in sys.argv[1:]]
-    print(json.dumps(run(*(*given, *(10, 0)[len(given) :])), indent=1))
+    sys.exit(main())

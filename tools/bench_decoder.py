@@ -9,6 +9,7 @@ import argparse
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,8 @@ from torch import nn
 from ditc.export import compile as compile_bundle
 from ditc.passes import Plan, capture, schedule
 from ditc.runtime import Bundle
+
+from .argument_types import positive
 
 __all__ = ["full_size_autoencoder", "main"]
 
@@ -44,10 +47,13 @@ def full_size_autoencoder() -> AutoencoderKL:
     ).eval()
 
 
-def main(arguments: list[str] | None = None) -> None:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Compile, decode and compare."""
-    parser = argparse.ArgumentParser(description="Decode with a bundle and with torch.")
-    parser.add_argument("--size", type=int, default=512, help="pixels along each side (512)")
+    parser = argparse.ArgumentParser(
+        prog="python -m ditc.tools.bench_decoder",
+        description="Decode with a bundle and with torch.",
+    )
+    parser.add_argument("--size", type=positive, default=512, help="pixels along each side (512)")
     parser.add_argument("--target", default="onnx", help="onnx, or tensorrt-rtx:sm89 (onnx)")
     options = parser.parse_args(arguments)
     side = options.size // PIXELS
@@ -73,7 +79,7 @@ def main(arguments: list[str] | None = None) -> None:
                 for file in sorted(place.glob("*engine*"))
             )
             print(f"built for {options.target} in {compiled_s:.0f} s: {engines}")
-            return
+            return 0
         bundle = Bundle.open(place)
         bundle.decode(latents.numpy())
         start = time.perf_counter()
@@ -93,7 +99,8 @@ def main(arguments: list[str] | None = None) -> None:
         f"decoded in {decoded_s:.2f} s, by torch in {torch_s:.2f} s, on the CPU\n"
         f"off by at most {off.max()} of 255, at {(off > 0).mean():.3%} of the values\n"
     )
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

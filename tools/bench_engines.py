@@ -29,6 +29,7 @@ from ditc.passes import Bucket, Program, Schedule, Window, schedule
 from ditc.passes.fingerprint import program_digest
 from ditc.runtime.targets import parse_target
 
+from .argument_types import positive
 from .large_models import LARGE, Large
 from .method_plans import SPARING, drawn_methods, each_method
 
@@ -158,18 +159,23 @@ def _say(text: str) -> None:
     sys.stdout.flush()
 
 
-def main() -> None:
-    """Read the command line, build, and write a table and JSON."""
-    parser = argparse.ArgumentParser(description="Build engines of large models, without a GPU.")
-    parser.add_argument("models", nargs="*", metavar="MODEL", help=", ".join(LARGE))
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Build, and write a table and JSON."""
+    parser = argparse.ArgumentParser(
+        prog="python -m ditc.tools.bench_engines",
+        description="Build engines of large models, without a GPU.",
+    )
+    parser.add_argument(
+        "models", nargs="*", choices=[*LARGE, []], metavar="MODEL", help=", ".join(LARGE)
+    )
     parser.add_argument("--target", default="tensorrt-rtx:sm89", help="(tensorrt-rtx:sm89)")
-    parser.add_argument("--buckets", type=int, help="so many of mixed methods, not one a method")
+    parser.add_argument("--buckets", type=positive, help="of mixed methods, not one a method")
     parser.add_argument(
         "--method", action="append", choices=SPARING, help="beside full, all of them if none"
     )
     parser.add_argument("--cache", type=Path, default=default_cache(), help="(~/.cache/ditc)")
     parser.add_argument("-o", "--out", type=Path, help="JSON file to write")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     cache = EngineCache(options.cache)
     rows: list[Row] = []
     for name in options.models or LARGE:
@@ -180,7 +186,8 @@ def main() -> None:
             record = [asdict(row) for row in rows]
             options.out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     _say(_peak())
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -208,7 +208,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m ditc.tools.bench_pipelines", description=__doc__
     )
-    parser.add_argument("names", nargs="*", choices=[*FULL_SIZE, []], help="which (both)")
+    parser.add_argument(
+        "names",
+        nargs="*",
+        choices=[*FULL_SIZE, []],
+        metavar="NAME",
+        help=f"of {', '.join(FULL_SIZE)} (all)",
+    )
     parser.add_argument("--steps", type=positive, default=2, help="denoising steps (2)")
     parser.add_argument("--method", default="ast", help="of all steps but the first (ast)")
     parser.add_argument(

@@ -6,10 +6,11 @@ measurement: the same plan compiled both ways, generations in turn in one proces
 images differ.
 """
 
+import argparse
 import json
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ from ditc.passes.memory import weight_bytes
 from ditc.runtime import Bundle
 from ditc.runtime.guidance import Latents
 
+from .argument_types import positive
 from .glyphs import NULL_CLASS
 from .models import DEMO_PLAN, demo_recording
 from .timing import in_turn
@@ -127,7 +129,21 @@ def _compared(bundles: dict[str, Bundle], rounds: int) -> dict[str, object]:
     }
 
 
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command."""
+    parser = argparse.ArgumentParser(
+        prog="python -m ditc.tools.bench_prologue", description=__doc__
+    )
+    parser.add_argument(
+        "rounds", nargs="?", type=positive, default=15, help="of generations in turn (15)"
+    )
+    options = parser.parse_args(arguments)
+    known = {"pixart_sigma_1k": arithmetic(pixart_sigma())}
+    sys.stdout.write(json.dumps(known, indent=1) + "\n")
+    sys.stdout.flush()
+    sys.stdout.write(json.dumps({"demo": measured(options.rounds)}, indent=1) + "\n")
+    return 0
+
+
 if __name__ == "__main__":
-    rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 15
-    print(json.dumps({"pixart_sigma_1k": arithmetic(pixart_sigma())}, indent=1), flush=True)
-    print(json.dumps({"demo": measured(rounds)}, indent=1))
+    sys.exit(main())

@@ -151,7 +151,7 @@ def _build(
             out,
             target=options.target,
             precision=options.precision,
-            sampler=None if recording.obstacles else recording.scheduler,
+            sampler=None if recording.obstacles or options.no_sampler else recording.scheduler,
             progress=advance,
             cache=options.cache,
             jobs=options.jobs,

@@ -162,7 +162,7 @@ def _add_inspect(commands: Commands) -> None:
 
 
 def _add_verify(commands: Commands) -> None:
-    parser = commands.add_parser("verify", help="check a bundle's files and run every bucket once")
+    parser = commands.add_parser("verify", help="check a bundle's files and run every step")
     parser.add_argument("bundle", type=Path)
     add_json_option(parser)
     add_engine_options(parser)

@@ -165,9 +165,9 @@ def lines(report: Report) -> Iterator[str]:
     yield f"glyphs read as asked                 {plain_read:6.1%}       {small_read:6.1%}"
     yield ""
     reached = report.measured_speedup / report.predicted_speedup
-    rounds = len(small.rounds_ms)
+    rounds = counted(len(small.rounds_ms), "round")
     yield (
-        f"speedup {report.measured_speedup:.2f}x, the median of {rounds} rounds in turn, of "
+        f"speedup {report.measured_speedup:.2f}x, the median of {rounds} in turn, of "
         f"{report.predicted_speedup:.2f}x that the multiply-adds promise ({reached:.0%})"
     )
     yield f"one image at a time; PyTorch on {counted(report.threads, 'thread')}, its fastest here"

@@ -1,6 +1,7 @@
 """What came of the trial of a model: as text, as a row of the table, and kept as JSON."""
 
 import json
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
@@ -150,5 +151,5 @@ def _row(result: Outcome) -> str:
 
 def _short(message: str) -> str:
     """Return a message without the folders of this machine."""
-    words = [word.rpartition("/")[2] if "/" in word else word for word in message.split()]
-    return " ".join(words).replace("|", "/")
+    line = " ".join(message.split())
+    return re.sub(r"(?<!\w)/(?:[^\s/]+/)+(?=[^\s/])", "", line).replace("|", "/")
