@@ -36,7 +36,6 @@ MIX = {
     Method.AST: 0.32,
 }
 """Shares of methods; with these windows half of the attention is left, 49% at D4."""
-LIMIT = 8
 LIMITS = (1, 2, 4, 6, 8, 10, 12, 16, 24, 32, 40, 50)
 WANTED = 0.9
 """Share of the unlimited saving that few buckets should keep."""
@@ -93,10 +92,15 @@ def persistence(plan: Plan) -> tuple[float, float]:
 
 
 def measured(plan: Plan, limits: Sequence[int] = LIMITS) -> dict[str, object]:
-    """Return a plan's curve, what no limit can exceed, and its persistence."""
+    """Return what limits keep of a plan, what no grouping can exceed, and its persistence."""
     merging, bound = Merging(plan), MergingBound(plan)
     curve = merging.curve()
-    cost = float(merging.cost(merging.group(LIMIT)[None])[0])
+
+    def kept(limit: int) -> float:
+        """Return the share that the grouping keeps which a compile under the limit takes."""
+        cost = float(merging.cost(merging.group(limit)[None])[0])
+        return (curve.full - cost) / (curve.full - curve.costs[-1])
+
     stays, by_chance = persistence(plan)
     shown = [limit for limit in limits if limit <= curve.buckets]
     return {
@@ -105,10 +109,8 @@ def measured(plan: Plan, limits: Sequence[int] = LIMITS) -> dict[str, object]:
         "keeps_method_by_chance": round(by_chance, 3),
         "buckets": curve.buckets,
         "knee": curve.knee,
-        "kept_at_limit": (curve.full - cost) / (curve.full - curve.costs[-1]),
-        "bound_at_limit": bound.kept(LIMIT),
         "least_limit_not_ruled_out": bound.least(WANTED),
-        "kept": {str(limit): round(curve.kept(limit), 4) for limit in shown},
+        "kept": {str(limit): round(kept(limit), 4) for limit in shown},
         "bound": {str(limit): round(bound.kept(limit), 4) for limit in shown},
     }
 
@@ -116,7 +118,7 @@ def measured(plan: Plan, limits: Sequence[int] = LIMITS) -> dict[str, object]:
 def run(seed: int) -> dict[str, object]:
     """Return what is measured of the kinds of plan, and of the plan searched for the demo."""
     model = program()
-    found: dict[str, object] = {"seed": seed, "steps": STEPS, "layers": LAYERS, "limit": LIMIT}
+    found: dict[str, object] = {"seed": seed, "steps": STEPS, "layers": LAYERS}
     for name, stay in STAYS.items():
         found[name] = measured(drawn(model, seed, stay))
     return {**found, "demo_searched": measured(Plan.load(DEMO_PLAN))}
