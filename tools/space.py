@@ -108,12 +108,15 @@ def space_of(
 def _possible(
     program: Program, site: Site, windows: Mapping[str, SiteWindow]
 ) -> tuple[Method, ...]:
-    """Return the methods that a site can have: no sharing where its halves can't be told."""
+    """Return the methods that a site can have: no sharing where its halves can't be told.
+
+    Nor where those of its residual can't: a shared step keeps it for windows of later steps.
+    """
     apart = tuple(method for method in CANDIDATES if not method.shares_cfg)
     if program.cfg is None:
         return apart
     try:
-        rewrite(program, {site.name: Method.ASC}, windows)
+        rewrite(program, {site.name: Method.ASC}, windows, keep_residuals={site.name})
     except PassError:
         return apart
     return CANDIDATES
