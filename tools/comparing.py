@@ -51,9 +51,10 @@ def diff(first: Path, second: Path, *, as_json: bool = False) -> None:
     if not changes and shares[0] == shares[1]:
         sys.stdout.write(f"0 of {total} cells differ, nor does what they cost\n")
         return
+    rise = f" ({shares[1] / shares[0] - 1:+.1%})" if shares[0] else ""
     sys.stdout.write(
         f"{len(changes)} of {total} cells differ; {shares[0]:.1%} of the model's multiply-adds "
-        f"left become {shares[1]:.1%} ({shares[1] / shares[0] - 1:+.1%})\n"
+        f"left become {shares[1]:.1%}{rise}\n"
     )
 
 
@@ -126,8 +127,11 @@ def _reasons(plan: Plan, step: int, site: str) -> Iterator[str]:
     if step == 0:
         yield "step 0 is never compressed"
         return
-    if plan.origin is None or plan.losses is None:
+    if plan.origin is None:
         yield "the plan was written, not found: no losses are known"
+        return
+    if plan.losses is None:
+        yield f"{titled(plan.origin.search)}; the plan holds no losses of what it tried"
         return
     yield f"{titled(plan.origin.search)}, {_allowed(plan, plan.origin, site)}"
     for candidate, loss in plan.losses[step].get(site, {}).items():

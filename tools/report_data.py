@@ -56,7 +56,8 @@ class Facts:
         absent: what can't be shown, and why.
         points: what a search for a budget tried, predicted; None where there was none.
         curve: what each limit on buckets costs; None where a bundle was made without one.
-        samples: how many samples the multiply-adds are of, both halves of each.
+        samples: how many samples the multiply-adds are of, both halves of each; 0 where a bundle
+            doesn't tell.
     """
 
     source: str
@@ -189,6 +190,7 @@ def _of_bundle(path: Path, variant: str | None) -> Facts:
         absent=absent,
         points=None if plan is None else points_of(plan),
         curve=None if curve is None else Curve(curve.costs, curve.full),
+        samples=manifest.samples,
     )
 
 
