@@ -22,6 +22,7 @@ from .latencies import Latencies
 from .models import check_steps, load_recording, parse_call
 from .places import check_place, replace_text
 from .progress import progress
+from .report_words import milliseconds
 from .samples import check_samples
 from .search import find
 from .space import Space, space_of
@@ -177,7 +178,7 @@ def _promised(space: Space, plan: Plan) -> str:
     if space.latencies is None:
         return f", {space.predicted(plan):.1%} of the model"
     ms, whole = space.predicted(plan), space.latencies.step_ms * plan.steps
-    return f", {ms:.4g} ms a generation predicted, {whole / ms:.2f} times as fast"
+    return f", {milliseconds(ms)} a generation predicted, {whole / ms:.2f} times as fast"
 
 
 def _computed(found: Found, search: str) -> str:
