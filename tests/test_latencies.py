@@ -76,6 +76,14 @@ def test_a_method_that_is_not_faster_is_no_candidate() -> None:
         assert space.gate.refused[site] == (AST, WA_RS)
 
 
+def test_the_fastest_method_is_tried_first() -> None:
+    space = space_of(program(), latencies=made(program(), **{"wa-rs+asc": 8.0, "asc": 5.0}))
+    for site in space.windows:  # of wa-rs+asc and wa-rs, equally fast, the paper's first
+        assert space.candidates[site] == (AST, ASC, Method.WA_RS_ASC, WA_RS)
+    in_the_papers_order = space_of(program()).candidates
+    assert set(in_the_papers_order.values()) == {(AST, Method.WA_RS_ASC, WA_RS, ASC)}
+
+
 def test_files_hold_them_all(tmp_path: Path) -> None:
     for latencies in (made(program()), replace(made(program()), threads=None)):
         latencies.save(tmp_path / "latency.json")
