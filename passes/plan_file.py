@@ -11,7 +11,15 @@ from .identity import CFG_LAYOUTS, CfgLayout, Identity
 from .method import Method, parse_method
 from .origin import Gate, Goal, Origin, Tried
 from .plan import FORMAT, MAX_STEPS, VERSION, Losses, Plan
-from .plan_fields import kind_of, read_fields, read_integer, read_list, read_number, read_text
+from .plan_fields import (
+    MAX_SEED,
+    kind_of,
+    read_fields,
+    read_integer,
+    read_list,
+    read_number,
+    read_text,
+)
 from .tile_window import TileWindow
 from .window import SiteWindow
 from .window_file import read_window
@@ -190,7 +198,7 @@ def _origin(value: object, sites: tuple[str, ...]) -> Origin:
         search=read_text(fields["search"], "found.search"),
         threshold=read_number(fields["threshold"], "found.threshold"),
         metric=read_text(fields["metric"], "found.metric"),
-        seed=read_integer(fields["seed"], "found.seed", 0, 2**63),
+        seed=read_integer(fields["seed"], "found.seed", 0, MAX_SEED),
         samples=read_integer(fields["samples"], "found.samples", 1, 2**31),
         ditc=read_text(fields["ditc"], "found.ditc"),
         gate=_gate(fields, sites),

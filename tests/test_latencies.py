@@ -53,6 +53,12 @@ def test_what_a_plan_takes() -> None:
     assert latencies.predicted_ms(plan) == pytest.approx(400 - 9 - 4 - 2 - 4 + 1.5)
 
 
+def test_no_step_takes_less_than_nothing() -> None:
+    """Three sites of 10 ms each were measured alone, the step they are in took 20 ms."""
+    latencies = replace(made(program()), step_ms=20.0)
+    assert latencies.predicted_ms(Plan.uniform(program(), 3, "ast")) == 20.0
+
+
 def test_equally_fast_is_not_faster() -> None:
     latencies = made(program(), asc=10.0, ast=10.1)
     site = Plan.uniform(program(), 1, "full").sites[0]

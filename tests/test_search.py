@@ -139,6 +139,12 @@ def test_guidance_that_leads_nowhere(scale: float) -> None:
         greedy(sample("dit", "cond-first").program, table, 0.1, guidance_scale=scale)
 
 
+@pytest.mark.parametrize("seed", [-1, 2**63 + 1])
+def test_seeds_that_no_plan_can_state(seed: int) -> None:
+    with pytest.raises(PlanError, match=rf"seed is {seed}, expected an integer from 0 to {2**63}"):
+        greedy(sample("dit", "cond-first").program, flow(3), 0.1, seed=seed)
+
+
 class EndsInNan(models.PlainDenoiser):
     """Its output, not its sites', stops being finite at late timesteps."""
 

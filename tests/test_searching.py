@@ -171,6 +171,9 @@ def test_options_at_fault(tmp_path: Path, latency: Path, capsys: Capture) -> Non
         "--latency", str(latency), "--budget-ms", "nan"
     )
     assert "--guidance-scale inf: expected a number up to 1e+12" in told("--guidance-scale", "inf")
+    assert f"--seed {2**63 + 1}: expected an integer up to {2**63}" in told(
+        "--seed", f"{2**63 + 1}"
+    )
     with pytest.raises(SystemExit):
         main([*COMMON, "-o", place, "--speedup", "2", "--threshold", "0.1"])
     assert "not allowed with argument" in capsys.readouterr().err

@@ -11,7 +11,7 @@ import torch
 from ditc.export import sampler_table
 from ditc.passes import Goal, Method, Plan, Program, Tried
 from ditc.passes.plan import MAX_STEPS
-from ditc.passes.plan_fields import MAX_NUMBER
+from ditc.passes.plan_fields import MAX_NUMBER, MAX_SEED
 from ditc.runtime.errors import DitcError
 from ditc.runtime.sampler import SamplerTable
 
@@ -89,6 +89,8 @@ def _check_numbers(options: argparse.Namespace) -> None:
         raise DitcError(
             f"--guidance-scale {options.guidance_scale:g}: expected a number up to {MAX_NUMBER:g}"
         )
+    if options.seed > MAX_SEED:
+        raise DitcError(f"--seed {options.seed}: expected an integer up to {MAX_SEED}")
 
 
 class _Seeker:
