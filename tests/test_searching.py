@@ -8,13 +8,15 @@ from pathlib import Path
 import pytest
 
 from ditc.export import sampler_table
-from ditc.passes import Goal, Method, Plan
+from ditc.passes import Goal, Method, Plan, capture
 from ditc.tools import journal, searching
 from ditc.tools.cli import main
 from ditc.tools.glyphs import demo_scheduler
 from ditc.tools.models import demo_recording
 from ditc.tools.space import space_of
 
+from . import models
+from .samples import sample
 from .test_latencies import made
 
 Capture = pytest.CaptureFixture[str]
@@ -93,6 +95,20 @@ def test_a_journal_holds_for_the_constants_of_the_model() -> None:
         for value in (1.0, 2.0)
     )
     assert {key for key in first if first[key] != second[key]} == {"constants"}
+
+
+def test_a_journal_holds_for_the_weights_and_the_conditioning() -> None:
+    model = sample("dit", "cond-first")
+    others = {
+        "weights": capture(models.dit(seed=1), models.dit_kwargs(), cfg="cond-first"),
+        "latents": capture(models.dit(), models.dit_kwargs(seed=1), cfg="cond-first"),
+    }
+    example = model.program.example
+    labels = {**example, "class_labels": example["class_labels"].flip(0)}
+    others["conditioning"] = replace(model.program, example=labels)
+    own = searching._digest(model.program)
+    found = {name: searching._digest(program) != own for name, program in others.items()}
+    assert found == {"weights": True, "latents": False, "conditioning": True}
 
 
 def test_a_budget_is_met_and_stopped_it_ends_in_the_same_plan(
