@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ditc.passes import Method, Origin, Plan
+from ditc.passes import Method, Origin, Plan, Window
 from ditc.runtime.errors import BundleError, PlanError
 from ditc.runtime.variants import Index
 from ditc.tools.comparing import diff, explain
@@ -42,6 +42,21 @@ def test_a_plan_that_leaves_less_out(tmp_path: Path, capsys: pytest.CaptureFixtu
 def test_plans_that_are_the_same(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     diff(saved(tmp_path / "a", full()), saved(tmp_path / "b", full()))
     assert capsys.readouterr().out == "0 of 9 cells differ, nor does what they cost\n"
+
+
+def test_windows_that_differ(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Where none of them is used, the plans cost the same."""
+    wide = replace(full(), windows={**full().windows, SITE: Window(4, 2)})
+    places = saved(tmp_path / "a", full()), saved(tmp_path / "b", wide)
+    diff(*places)
+    assert capsys.readouterr().out.splitlines() == [
+        f'window     {SITE}: {{"radius": 3, "block": 1}} -> {{"radius": 4, "block": 2}}',
+        "0 of 9 cells differ; 100.0% of the model's multiply-adds left become 100.0% (+0.0%)",
+    ]
+    diff(*places, as_json=True)
+    assert json.loads(capsys.readouterr().out)["windows"] == [
+        {"site": SITE, "from": {"radius": 3, "block": 1}, "to": {"radius": 4, "block": 2}}
+    ]
 
 
 def test_a_plan_that_leaves_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

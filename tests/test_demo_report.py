@@ -44,7 +44,7 @@ def test_the_lines_of_a_report() -> None:
         "time per image, ditc                  90 ms        60 ms",
         "time per image, eager PyTorch        120 ms",
         "glyphs read as asked                 100.0%        97.5%",
-        "speedup 1.50x, the median of 1 rounds in turn, of 2.00x that the multiply-adds promise",
+        "speedup 1.50x, the median of 1 round in turn, of 2.00x that the multiply-adds promise",
         "one image at a time; PyTorch on 2 threads",
         "PSNR 25.0 dB, SSIM 0.988 against the uncompressed images, over 36 of them",
         "Fréchet distance to drawn glyphs 140.0 compressed, 120.0 uncompressed, 110.0 another draw",

@@ -7,6 +7,7 @@ from dataclasses import replace
 from ditc.passes import Goal, Method, Plan
 from ditc.runtime.errors import PlanError
 
+from .counted import counted
 from .decisions import LARGEST_ERROR
 from .report_words import milliseconds
 from .space import Space
@@ -57,7 +58,7 @@ def limit_of(space: Space, full: Plan, search: str, goal: Goal) -> float:
 def _why(space: Space) -> str:
     assert space.gate is not None
     count = sum(len(methods) for methods in space.gate.refused.values())
-    return f" and {count} methods refused as not faster on {space.gate.target}"
+    return f" and {counted(count, 'method')} refused as not faster on {space.gate.target}"
 
 
 def _boldest(space: Space, full: Plan, search: str) -> Plan:

@@ -227,7 +227,8 @@ def _inspect(options: argparse.Namespace) -> None:
     elif options.path is None:
         raise DitcError("inspect: expected a bundle folder or plan.json, or --schema")
     elif options.why is not None:
-        explain(options.path, _step(options.why[0]), options.why[1], as_json=options.json)
+        step, site = _step(options.why[0]), options.why[1]
+        explain(options.path, step, site, variant=options.variant, as_json=options.json)
     else:
         inspect(options.path, variant=options.variant, as_json=options.json)
 
