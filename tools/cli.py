@@ -269,13 +269,14 @@ def _verify(options: argparse.Namespace) -> None:
 def _bench(options: argparse.Namespace) -> None:
     if options.sites != (options.out is not None):
         options.misused("--sites and --out go together")
+    from .bench import bench, check_bench_options, check_sites_options
+
     if options.sites:
+        check_sites_options(options)
         from .bench_sites import bench_sites
 
         bench_sites(options)
         return
-    from .bench import bench, check_bench_options
-
     check_bench_options(options)
     options.bundle = Path(options.what)
     bench(options)

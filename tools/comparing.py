@@ -11,6 +11,7 @@ from ditc.runtime.errors import BundleError, PlanError
 from ditc.runtime.files import PLAN_FILE, check_files
 from ditc.runtime.variants import read_manifest, variants_of
 
+from .inspecting import check_is_bundle
 from .report_plan import titled
 from .thresholds import limits_of
 
@@ -76,6 +77,7 @@ def _changed_windows(before: Plan, after: Plan) -> list[dict[str, object]]:
 
 def _loaded(path: Path, variant: str | None = None) -> Plan:
     if not path.is_dir():
+        check_is_bundle(path, variant)
         return Plan.load(path)
     variants = () if variant else variants_of(path)
     if variants:

@@ -19,7 +19,7 @@ from ditc.runtime.files import check_files
 from ditc.runtime.manifest import PLAN_FILE, Manifest
 from ditc.runtime.variants import read_manifest
 
-from .inspecting import bytes_by_part
+from .inspecting import bytes_by_part, check_is_bundle
 from .report_colours import METHODS
 from .report_plan import Absent, Costs, Searched, costs_of, notes_of, points_of, scaled, searched_of
 from .report_points import Point
@@ -98,6 +98,7 @@ def read_facts(path: Path, variant: str | None = None) -> Facts:
     if path.is_dir():
         return _of_bundle(path, variant)
     if path.is_file():
+        check_is_bundle(path, variant)
         return _of_plan(path)
     raise DitcError(f"{path}: no bundle folder and no plan file is there")
 
