@@ -12,7 +12,6 @@ graph and applications to combinatorial problems"): a node pulls along what it i
 
 from collections.abc import Mapping, Set
 from dataclasses import dataclass
-from itertools import count
 
 import networkx
 import torch
@@ -98,7 +97,7 @@ def _network(
             elif source.op == "call_function" and level[source] is not Level.CONSTANT:
                 network.add_edge(node.name, KEPT)
         _add_storage(network, node, free, steps if level[node] is Level.STEP else 1)
-    for number, (tensor, users) in zip(count(), _weights(module), strict=False):
+    for number, (tensor, users) in enumerate(_weights(module)):
         if users <= free:
             name = f"{number} weight"
             network.add_edge(HOISTED, name, capacity=tensor.nbytes)

@@ -37,7 +37,7 @@ class Goal:
         """Return it in words."""
         if self.budget_ms is None:
             return f"a speedup of {self.speedup:g}"
-        return f"a budget of {self.budget_ms:g} ms"
+        return f"a budget of {self.budget_ms:.12g} ms"
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from ditc.runtime.errors import PlanError
 
 __all__ = [
     "MAX_NUMBER",
+    "MAX_SEED",
     "kind_of",
     "read_fields",
     "read_integer",
@@ -17,6 +18,7 @@ __all__ = [
 
 MAX_NUMBER = 1e12
 """The largest number that a plan may state."""
+MAX_SEED = 2**63
 
 
 def read_number(value: object, where: str) -> float:

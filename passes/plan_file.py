@@ -11,7 +11,15 @@ from .identity import CFG_LAYOUTS, CfgLayout, Identity
 from .method import Method, parse_method
 from .origin import Gate, Goal, Origin, Tried
 from .plan import FORMAT, MAX_STEPS, VERSION, Losses, Plan
-from .plan_fields import kind_of, read_fields, read_integer, read_list, read_number, read_text
+from .plan_fields import (
+    MAX_SEED,
+    kind_of,
+    read_fields,
+    read_integer,
+    read_list,
+    read_number,
+    read_text,
+)
 from .tile_window import TileWindow
 from .window import SiteWindow
 from .window_file import read_window
@@ -160,18 +168,27 @@ def _site_cost(value: object, where: str) -> SiteCost:
     names = {"projections", "attention", "tokens"}
     text = isinstance(value, dict) and "text" in value
     fields = read_fields(value, where, names | {"text"} if text else names)
-    ends = read_list(fields.get("text", [0, 0]), f"{where}.text")
-    if len(ends) != 2:
-        raise PlanError(f"{where}.text: expected two numbers, found {len(ends)}")
+    tokens = read_integer(fields["tokens"], f"{where}.tokens", 1, 2**31)
     return SiteCost(
         projections=read_integer(fields["projections"], f"{where}.projections", 0, 2**63),
         attention=read_integer(fields["attention"], f"{where}.attention", 1, 2**63),
-        tokens=read_integer(fields["tokens"], f"{where}.tokens", 1, 2**31),
-        text=(
-            read_integer(ends[0], f"{where}.text", 0, 2**31),
-            read_integer(ends[1], f"{where}.text", 0, 2**31),
-        ),
+        tokens=tokens,
+        text=_text(fields.get("text", [0, 0]), tokens, f"{where}.text"),
     )
+
+
+def _text(value: object, tokens: int, where: str) -> tuple[int, int]:
+    """Return the range of text at one end of a sequence, whose other tokens are image tokens."""
+    ends = read_list(value, where)
+    if len(ends) != 2:
+        raise PlanError(f"{where}: expected two numbers, found {len(ends)}")
+    start, stop = (read_integer(end, where, 0, tokens) for end in ends)
+    at_one_end = start == 0 or stop == tokens
+    if not (at_one_end and 0 <= stop - start < tokens):
+        raise PlanError(
+            f"{where}: is {start} to {stop}, expected a part at one end of {tokens} tokens"
+        )
+    return start, stop
 
 
 def _origin(value: object, sites: tuple[str, ...]) -> Origin:
@@ -181,7 +198,7 @@ def _origin(value: object, sites: tuple[str, ...]) -> Origin:
         search=read_text(fields["search"], "found.search"),
         threshold=read_number(fields["threshold"], "found.threshold"),
         metric=read_text(fields["metric"], "found.metric"),
-        seed=read_integer(fields["seed"], "found.seed", 0, 2**63),
+        seed=read_integer(fields["seed"], "found.seed", 0, MAX_SEED),
         samples=read_integer(fields["samples"], "found.samples", 1, 2**31),
         ditc=read_text(fields["ditc"], "found.ditc"),
         gate=_gate(fields, sites),

@@ -115,6 +115,12 @@ def test_misuse(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert "--sites and --out go together" in capsys.readouterr().err
     assert main(["bench", "demo", "--sites", "-o", str(tmp_path / "no" / "y")]) == 1
     assert "there is no folder" in capsys.readouterr().err
+    for option in (["--json"], ["--cuda-graphs"], ["--variant", "a"]):
+        assert main(["bench", "demo", "--sites", "-o", str(tmp_path / "y"), *option]) == 1
+        assert capsys.readouterr().err == (
+            f"ditc: {option[0]}: is of bundles, --sites times a model and writes JSON to --out: "
+            "leave it out\n"
+        )
 
 
 def test_a_plan_that_shows_all_methods_is_a_valid_one() -> None:

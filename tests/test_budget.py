@@ -53,10 +53,12 @@ def test_what_a_generation_may_take() -> None:
     assert limit(speedup=1.25) == 400 / 1.25
     assert limit(budget_ms=350.0) == 350.0
     # at best three steps save 9 ms at each of three sites
-    with pytest.raises(PlanError, match=r"speedup of 1\.3 is out of reach: the best is 1\.254, w"):
+    with pytest.raises(PlanError, match=r"speedup of 1\.3 is out of reach: the best is 1\.253, w"):
         limit(speedup=1.3)
-    with pytest.raises(PlanError, match="budget of 318 ms is out of reach: the best is 319 ms"):
+    assert limit(speedup=1.253) > 319
+    with pytest.raises(PlanError, match=r"budget of 318 ms is out of reach: the best is 319\.0 ms"):
         limit(budget_ms=318.0)
+    assert limit(budget_ms=319.0) == 319
     with pytest.raises(PlanError, match="budget of 400 ms needs no plan: uncompressed it is 400"):
         limit(budget_ms=400.0)
     with pytest.raises(PlanError, match="speedup of 1 needs no plan"):
@@ -74,11 +76,23 @@ def test_the_best_minds_what_was_refused() -> None:
         limit_of(space, full, "ilp", Goal(speedup=2.0))
 
 
+def test_the_best_is_of_the_fastest_method() -> None:
+    """Sharing alone is faster here than in a window too, unlike what the paper's order says."""
+    program = sample("dit", "cond-first").program
+    full = Plan.uniform(program, 4, Method.FULL)
+    space = space_of(program, latencies=made(program, **{"wa-rs+asc": 9.0, "asc": 5.0, "ast": 12}))
+    assert limit_of(space, full, "greedy", Goal(budget_ms=360.0)) == 360
+    with pytest.raises(PlanError, match=r"the best is 355\.0 ms"):  # 3 steps less 5 ms at 3 sites
+        limit_of(space, full, "greedy", Goal(budget_ms=354.0))
+
+
 def test_without_latencies_a_speedup_is_one_of_multiply_adds() -> None:
     program = sample("dit", "cond-first").program
     space = space_of(program)
     full = Plan.uniform(program, 4, Method.FULL)
     assert limit_of(space, full, "greedy", Goal(speedup=1.1)) == 1 / 1.1
     best = space.cost.full * 4 / (space.cost.full + 3 * space.cost.rest)
-    with pytest.raises(PlanError, match=f"the best is {best:.3f}, with every error allowed$"):
+    with pytest.raises(PlanError, match=r"the best is [\d.]+, with every error allowed$") as caught:
         limit_of(space, full, "greedy", Goal(speedup=100.0))
+    told = float(str(caught.value).partition("the best is ")[2].partition(",")[0])
+    assert best - 1e-3 < told <= best

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ditc.passes import Method, Origin, Plan
+from ditc.passes import Method, Origin, Plan, Window
 from ditc.runtime.errors import BundleError, PlanError
 from ditc.runtime.variants import Index
 from ditc.tools.comparing import diff, explain
@@ -42,6 +42,35 @@ def test_a_plan_that_leaves_less_out(tmp_path: Path, capsys: pytest.CaptureFixtu
 def test_plans_that_are_the_same(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     diff(saved(tmp_path / "a", full()), saved(tmp_path / "b", full()))
     assert capsys.readouterr().out == "0 of 9 cells differ, nor does what they cost\n"
+
+
+def test_windows_that_differ(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Where none of them is used, the plans cost the same."""
+    wide = replace(full(), windows={**full().windows, SITE: Window(4, 2)})
+    places = saved(tmp_path / "a", full()), saved(tmp_path / "b", wide)
+    diff(*places)
+    assert capsys.readouterr().out.splitlines() == [
+        f'window     {SITE}: {{"radius": 3, "block": 1}} -> {{"radius": 4, "block": 2}}',
+        "0 of 9 cells differ; 100.0% of the model's multiply-adds left become 100.0% (+0.0%)",
+    ]
+    diff(*places, as_json=True)
+    assert json.loads(capsys.readouterr().out)["windows"] == [
+        {"site": SITE, "from": {"radius": 3, "block": 1}, "to": {"radius": 4, "block": 2}}
+    ]
+
+
+def test_a_plan_that_leaves_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """There is no share by which nothing rises."""
+    plan = full()
+    nothing = replace(
+        plan,
+        cells=(dict.fromkeys(plan.sites, Method.AST),) * 3,
+        cost=replace(plan.cost, rest=0),
+    )
+    diff(saved(tmp_path / "a", nothing), saved(tmp_path / "b", plan))
+    assert capsys.readouterr().out.splitlines()[-1] == (
+        "9 of 9 cells differ; 0.0% of the model's multiply-adds left become 100.0%"
+    )
 
 
 def test_costs_of_other_batches_are_compared_as_shares(
@@ -155,6 +184,18 @@ def test_why_of_other_searches(
     explain(saved(tmp_path / "plan.json", found), 1, SITE)
     lines = capsys.readouterr().out.splitlines()
     assert lines[2:4] == [head, line]
+
+
+def test_why_of_plans_without_losses(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    origin = Origin("greedy", 0.3, "relative", 0, 2, "0.1.0")
+    told = {}
+    for name, how in (("written", None), ("found", origin)):
+        explain(saved(tmp_path / name, replace(full(), origin=how)), 1, SITE)
+        told[name] = capsys.readouterr().out.splitlines()[-1]
+    assert told == {
+        "written": "the plan was written, not found: no losses are known",
+        "found": "greedy search; the plan holds no losses of what it tried",
+    }
 
 
 def test_why_of_a_program_of_a_step(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -106,3 +106,15 @@ def test_sets_that_do_not_go_together(tmp_path: Path) -> None:
     assert message == f"{first} and {second} don't go together: b.png is in one of them only"
     (second / "c.png").rename(second / "b.png")
     assert len(read_pair(first, second)[0].images) == 2
+
+
+def test_pictures_go_together_with_arrays(tmp_path: Path) -> None:
+    pictures, arrays = tmp_path / "pictures", tmp_path / "arrays"
+    arrays.mkdir()
+    for name in ("a", "b"):
+        png(pictures / f"{name}.png", draw(4, 4))
+        np.save(arrays / f"{name}.npy", draw(1, 4, 4))
+    np.save(tmp_path / "both.npy", draw(2, 1, 4, 4))
+    for one, other in ((pictures, arrays), (pictures, tmp_path / "both.npy")):
+        for first, second in ((one, other), (other, one)):
+            assert len(read_pair(first, second)[1].images) == 2

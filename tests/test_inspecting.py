@@ -66,6 +66,18 @@ def test_inspect_a_plan(capsys: Capture) -> None:
     assert Plan.load(path).steps == 4
 
 
+def test_a_plan_has_no_variants(capsys: Capture, tmp_path: Path) -> None:
+    path = small_bundle() / "plan.json"
+    for command in (
+        ["inspect", path],
+        ["inspect", path, "--why", "1", "attentions.0"],
+        ["report", path, "-o", tmp_path / "report.html"],
+    ):
+        message = fails(capsys, *command, "--variant", "64x64")
+        assert message == f"--variant 64x64: is of bundles, {path} is a file: leave it out"
+    assert not list(tmp_path.iterdir())
+
+
 def test_inspect_wants_all_files(capsys: Capture, tmp_path: Path) -> None:
     place = tmp_path / "bundle"
     shutil.copytree(small_bundle(), place)

@@ -212,6 +212,11 @@ def test_the_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert "variant    16x16: latents [2, 1, 16, 16], 2 steps, 2 buckets of " in out
     assert main(["inspect", str(place), "--variant", "16x16"]) == 0
     assert "input      hidden_states float32 [2, 1, 16, 16]" in capsys.readouterr().out
+    site = program.sites[0].name
+    assert main(["inspect", str(place), "--variant", "16x16", "--why", "1", site]) == 0
+    assert capsys.readouterr().out.startswith(f"step 1, {site}: ast\n")
+    assert main(["inspect", str(place), "--why", "1", site]) == 1
+    assert "give the plan of one, 32x32.plan.json or 16x16.plan.json" in capsys.readouterr().err
     assert main(["verify", str(place)]) == 0
     out = capsys.readouterr().out
     assert f"{place}, variant 32x32: " in out

@@ -53,6 +53,12 @@ def test_what_a_plan_takes() -> None:
     assert latencies.predicted_ms(plan) == pytest.approx(400 - 9 - 4 - 2 - 4 + 1.5)
 
 
+def test_no_step_takes_less_than_nothing() -> None:
+    """Three sites of 10 ms each were measured alone, the step they are in took 20 ms."""
+    latencies = replace(made(program()), step_ms=20.0)
+    assert latencies.predicted_ms(Plan.uniform(program(), 3, "ast")) == 20.0
+
+
 def test_equally_fast_is_not_faster() -> None:
     latencies = made(program(), asc=10.0, ast=10.1)
     site = Plan.uniform(program(), 1, "full").sites[0]
@@ -74,6 +80,14 @@ def test_a_method_that_is_not_faster_is_no_candidate() -> None:
     for site in space.windows:
         assert space.candidates[site] == (Method.WA_RS_ASC, ASC)
         assert space.gate.refused[site] == (AST, WA_RS)
+
+
+def test_the_fastest_method_is_tried_first() -> None:
+    space = space_of(program(), latencies=made(program(), **{"wa-rs+asc": 8.0, "asc": 5.0}))
+    for site in space.windows:  # of wa-rs+asc and wa-rs, equally fast, the paper's first
+        assert space.candidates[site] == (AST, ASC, Method.WA_RS_ASC, WA_RS)
+    in_the_papers_order = space_of(program()).candidates
+    assert set(in_the_papers_order.values()) == {(AST, Method.WA_RS_ASC, WA_RS, ASC)}
 
 
 def test_files_hold_them_all(tmp_path: Path) -> None:

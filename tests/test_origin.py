@@ -61,6 +61,10 @@ def test_files_hold_what_was_to_be_reached(
     assert str(goal) in ("a speedup of 1.5", "a budget of 200 ms")
 
 
+def test_long_budgets_are_told_in_full() -> None:
+    assert str(Goal(budget_ms=1234567.5)) == "a budget of 1234567.5 ms"
+
+
 def test_a_plan_found_without_latencies_has_neither_key(tmp_path: Path) -> None:
     made = plan()
     assert made.origin is not None

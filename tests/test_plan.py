@@ -78,8 +78,6 @@ def test_round_trip(seed: int, steps: int, block: int) -> None:
     model = sample("fused-qkv", "uncond-first")
     plan = mixed(model, seed, window=Window(2 * block, block), steps=steps)
     again = json.loads(plan.to_json())
-    from ditc.passes.plan_file import parse_plan
-
     assert parse_plan(plan.to_json(), "text") == plan
     assert parse_plan(plan.to_json(), "text").to_json() == plan.to_json()
     assert again["for"]["steps"] == steps
@@ -212,6 +210,26 @@ FIELDS = {
     "a site without cost": (
         drop("cost", "sites", SITE),
         f"cost.sites: field '{SITE}' is missing",
+    ),
+    "one end of the text": (
+        change("cost", "sites", SITE, "text", to=[5]),
+        f"cost.sites.{SITE}.text: expected two numbers, found 1",
+    ),
+    "text beyond the tokens": (
+        change("cost", "sites", SITE, "text", to=[0, 26]),
+        f"cost.sites.{SITE}.text: expected an integer from 0 to 25, found 26",
+    ),
+    "text that ends before it begins": (
+        change("cost", "sites", SITE, "text", to=[25, 0]),
+        f"cost.sites.{SITE}.text: is 25 to 0, expected a part at one end of 25 tokens",
+    ),
+    "nothing but text": (
+        change("cost", "sites", SITE, "text", to=[0, 25]),
+        f"cost.sites.{SITE}.text: is 0 to 25, expected a part at one end of 25 tokens",
+    ),
+    "text in the middle": (
+        change("cost", "sites", SITE, "text", to=[5, 9]),
+        f"cost.sites.{SITE}.text: is 5 to 9, expected a part at one end of 25 tokens",
     ),
     "a site without window": (
         drop("windows", SITE),

@@ -64,6 +64,8 @@ def test_a_bundle_tells_the_same_as_its_schedule() -> None:
     assert facts.memory is not None
     assert facts.memory.slot_bytes == small_schedule().peak_slot_bytes
     assert [entry.what for entry in facts.absent] == ["Losses of candidates"]
+    assert facts.samples == 2
+    assert " multiply-adds each, for 2 samples" in page(facts, Extras(), "0.1.0")
 
 
 def test_costs_are_scaled_to_the_batch_of_the_bundle() -> None:

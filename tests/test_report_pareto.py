@@ -4,11 +4,11 @@ from pathlib import Path
 
 from ditc.tools.report_extras import read_pareto
 from ditc.tools.report_html import Extras
-from ditc.tools.report_pareto import frontier
+from ditc.tools.report_pareto import frontier, pareto_chart
 from ditc.tools.report_points import Point
 
 from . import reports
-from .report_pages import plan_page
+from .report_pages import Elements, plan_page
 
 
 def test_the_frontier_leaves_out_what_is_beaten(tmp_path: Path) -> None:
@@ -27,3 +27,12 @@ def test_points_in_one_place_are_drawn(tmp_path: Path) -> None:
     text = plan_page(reports.write_plan(tmp_path), Extras(points=points))
     assert "latency of a generation, ms" in text
     assert "nan" not in text
+
+
+def test_points_that_differ_by_rounding_are_drawn(tmp_path: Path) -> None:
+    """What two plans take is added up in another order; losses may be as small as they like."""
+    near = [{"latency_ms": 100.1, "loss": 1e-14}, {"latency_ms": 100.10000000000001, "loss": 3e-14}]
+    points = read_pareto(reports.write_json(tmp_path / "p.json", near))
+    first, second = Elements(pareto_chart(points, None)).of("circle")
+    assert first["cx"] == second["cx"]
+    assert (first["cy"], second["cy"]) == ("254.0", "34.0")  # the bottom and the top

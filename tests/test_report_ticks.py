@@ -13,6 +13,9 @@ from ditc.tools.report_ticks import round_ticks
         ([3, 1, 2], [1, 1.5, 2, 2.5, 3]),
         ([-2, 1], [-2, -1, 0, 1]),
         ([5, 5], [4.5, 4.75, 5, 5.25, 5.5]),
+        ([5, 5 * (1 + 1e-15)], [4.5, 4.75, 5, 5.25, 5.5]),
+        ([0, 0], [-0.1, -0.05, 0, 0.05, 0.1]),
+        ([1e-14, 3e-14], [1e-14, 1.5e-14, 2e-14, 2.5e-14, 3e-14]),
     ],
 )
 def test_they_span_the_values(values: list[float], expected: list[float]) -> None:

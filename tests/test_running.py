@@ -3,9 +3,12 @@
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from ditc.runtime import Bundle
+from ditc.runtime.errors import DitcError
+from ditc.tools import running
 from ditc.tools.cli import main
 
 from .commands import Capture, fails
@@ -64,6 +67,19 @@ def test_run_refuses(capsys: Capture, tmp_path: Path) -> None:
         "--provider", "CUDAExecutionProvider"
     )
     assert told("--guidance-scale", "nan").startswith("guidance_scale is nan")
+
+
+def test_numbers_are_rounded_to_what_an_input_takes() -> None:
+    def parsed(values: str, dtype: str) -> np.ndarray:
+        _, found = running._array("--input", f"x={values}", {"x": dtype})
+        assert found.dtype == dtype
+        return found
+
+    np.testing.assert_array_equal(parsed("0.1,-2", "float32"), np.array([0.1, -2], np.float32))
+    np.testing.assert_array_equal(parsed("0.1", "float16"), np.array([0.1], np.float16))
+    for values, dtype in (("70000", "float16"), ("nan", "float32"), ("0.5", "int64")):
+        with pytest.raises(DitcError, match=rf"^--input x: {values} doesn't fit {dtype}$"):
+            parsed(values, dtype)
 
 
 def test_run_refuses_a_picture_of_latents_before_it_generates(

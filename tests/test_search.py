@@ -5,8 +5,8 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from torch import nn
 
 from ditc.export import sampler_table
-from ditc.passes import Method, Program, capture, schedule
-from ditc.runtime.errors import PlanError
+from ditc.passes import Method, Plan, Program, capture, schedule
+from ditc.runtime.errors import PassError, PlanError
 from ditc.tools.decisions import Checkpoint, Found, relative_loss
 from ditc.tools.models import demo_recording
 from ditc.tools.search import find
@@ -139,6 +139,12 @@ def test_guidance_that_leads_nowhere(scale: float) -> None:
         greedy(sample("dit", "cond-first").program, table, 0.1, guidance_scale=scale)
 
 
+@pytest.mark.parametrize("seed", [-1, 2**63 + 1])
+def test_seeds_that_no_plan_can_state(seed: int) -> None:
+    with pytest.raises(PlanError, match=rf"seed is {seed}, expected an integer from 0 to {2**63}"):
+        greedy(sample("dit", "cond-first").program, flow(3), 0.1, seed=seed)
+
+
 class EndsInNan(models.PlainDenoiser):
     """Its output, not its sites', stops being finite at late timesteps."""
 
@@ -184,3 +190,28 @@ def test_sharing_is_not_tried_where_it_cannot_be_compiled() -> None:
         "wa-rs",
     }
     assert all(bucket.graph_module for bucket in schedule(program, found.plan).buckets)
+
+
+class HeadsFirst(nn.Module):
+    """Attention with its heads in front of the batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv, self.out = nn.Linear(8, 24), nn.Linear(8, 8)
+
+    def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        parts = self.qkv(x * t[:, None, None]).unflatten(-1, (3, 2, 4)).permute(2, 3, 0, 1, 4)
+        out = nn.functional.scaled_dot_product_attention(*parts)
+        return x + self.out(out.permute(1, 2, 0, 3).flatten(2))
+
+
+def test_sharing_is_not_tried_where_its_residual_cannot_be_kept() -> None:
+    kwargs = {"x": models.noise(2, 16, 8), "t": torch.ones(2)}
+    program = capture(models.randomised(HeadsFirst()), kwargs, "cond-first")
+    (site,) = program.sites
+    full = Plan.uniform(program, 3, "full")
+    alone, kept = full.replace(1, site.name, "asc"), full.replace(1, site.name, "asc")
+    assert schedule(program, alone).bucket_of(1).graph_module
+    with pytest.raises(PassError, match="doesn't hold the halves outermost on its first axis"):
+        assert schedule(program, kept.replace(2, site.name, "wa-rs")).bucket_of(1).graph_module
+    assert space_of(program).candidates[site.name] == (Method.AST, Method.WA_RS)

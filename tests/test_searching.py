@@ -8,13 +8,15 @@ from pathlib import Path
 import pytest
 
 from ditc.export import sampler_table
-from ditc.passes import Goal, Method, Plan
+from ditc.passes import Goal, Method, Plan, capture
 from ditc.tools import journal, searching
 from ditc.tools.cli import main
 from ditc.tools.glyphs import demo_scheduler
 from ditc.tools.models import demo_recording
 from ditc.tools.space import space_of
 
+from . import models
+from .samples import sample
 from .test_latencies import made
 
 Capture = pytest.CaptureFixture[str]
@@ -95,6 +97,20 @@ def test_a_journal_holds_for_the_constants_of_the_model() -> None:
     assert {key for key in first if first[key] != second[key]} == {"constants"}
 
 
+def test_a_journal_holds_for_the_weights_and_the_conditioning() -> None:
+    model = sample("dit", "cond-first")
+    others = {
+        "weights": capture(models.dit(seed=1), models.dit_kwargs(), cfg="cond-first"),
+        "latents": capture(models.dit(), models.dit_kwargs(seed=1), cfg="cond-first"),
+    }
+    example = model.program.example
+    labels = {**example, "class_labels": example["class_labels"].flip(0)}
+    others["conditioning"] = replace(model.program, example=labels)
+    own = searching._digest(model.program)
+    found = {name: searching._digest(program) != own for name, program in others.items()}
+    assert found == {"weights": True, "latents": False, "conditioning": True}
+
+
 def test_a_budget_is_met_and_stopped_it_ends_in_the_same_plan(
     tmp_path: Path, latency: Path, capsys: Capture
 ) -> None:
@@ -171,6 +187,9 @@ def test_options_at_fault(tmp_path: Path, latency: Path, capsys: Capture) -> Non
         "--latency", str(latency), "--budget-ms", "nan"
     )
     assert "--guidance-scale inf: expected a number up to 1e+12" in told("--guidance-scale", "inf")
+    assert f"--seed {2**63 + 1}: expected an integer up to {2**63}" in told(
+        "--seed", f"{2**63 + 1}"
+    )
     with pytest.raises(SystemExit):
         main([*COMMON, "-o", place, "--speedup", "2", "--threshold", "0.1"])
     assert "not allowed with argument" in capsys.readouterr().err

@@ -18,7 +18,14 @@ from .progress import progress
 from .running import example_inputs, open_bundle
 from .timing import Timing, timing
 
-__all__ = ["bench", "bench_record", "check_bench_options", "time_buckets", "time_prologue"]
+__all__ = [
+    "bench",
+    "bench_record",
+    "check_bench_options",
+    "check_sites_options",
+    "time_buckets",
+    "time_prologue",
+]
 
 
 def check_bench_options(options: argparse.Namespace) -> None:
@@ -38,6 +45,25 @@ def check_bench_options(options: argparse.Namespace) -> None:
             f"{place}: is a diffusers pipeline, no bundle: compile it with 'ditc compile', or time "
             "its sites with --sites -o FILE"
         )
+
+
+def check_sites_options(options: argparse.Namespace) -> None:
+    """Refuse what only holds for bundles.
+
+    Raises:
+        DitcError: if sites are to be timed, and an option is of bundles.
+    """
+    given = {
+        "--variant": options.variant is not None,
+        "--cuda-graphs": options.cuda_graphs,
+        "--json": options.json,
+    }
+    for option, is_given in given.items():
+        if is_given:
+            raise DitcError(
+                f"{option}: is of bundles, --sites times a model and writes JSON to --out: leave "
+                "it out"
+            )
 
 
 def bench(options: argparse.Namespace) -> None:

@@ -23,13 +23,14 @@ from ditc.passes import Losses, Method, Recording
 from ditc.runtime.errors import DitcError, PlanError
 from ditc.runtime.sampler import SamplerTable
 
-from .decisions import Decided, relative_loss, threshold_of
+from .decisions import Decided, relative_loss
 from .glyphs import demo_scheduler
 from .models import demo_recording
 from .search import SEARCHES, find
 from .site_forms import Forms, SiteStates
 from .space import Space, space_of
 from .stepping import GreedySteps
+from .thresholds import threshold_of
 from .timing import in_turn
 from .trajectory import Trajectory
 

@@ -194,14 +194,15 @@ def _schedule(space: Space, part: SitePieces, values: Mapping[str, torch.Tensor]
 def _possible(space: Space, sub: Program, name: str) -> tuple[Method, ...]:
     """Return the methods of a site that can be applied to it by itself too."""
     candidates = space.candidates[name]
-    plan = Plan.uniform(sub, 2, Method.FULL, window=space.windows[name])
     if Method.ASC not in candidates:
         return candidates
+    full = Plan.uniform(sub, 3, Method.FULL, window=space.windows[name])
+    shared = full.replace(1, name, Method.ASC).replace(2, name, Method.WA_RS_ASC)
     try:
-        graph = schedule(sub, plan.replace(1, name, Method.ASC)).buckets[1].graph_module
+        for bucket in schedule(sub, shared).buckets:
+            _ = bucket.graph_module
     except PassError:
         return tuple(method for method in candidates if not method.shares_cfg)
-    assert graph is not None
     return candidates
 
 

@@ -2,11 +2,14 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 from ditc.passes import Goal, Method, Plan
 from ditc.runtime.errors import PlanError
 
+from .counted import counted
 from .decisions import LARGEST_ERROR
+from .report_words import milliseconds
 from .space import Space
 
 __all__ = ["least_threshold", "limit_of"]
@@ -39,10 +42,12 @@ def limit_of(space: Space, full: Plan, search: str, goal: Goal) -> float:
         raise PlanError(f"budget is {given}, expected a positive number")
     limit = given if timed else whole / given
     if limit >= whole:
-        now = f"{whole:.4g} ms" if timed else "1"
+        now = milliseconds(whole) if timed else "1"
         raise PlanError(f"{goal} needs no plan: uncompressed it is {now} already; ask for more")
     if best > limit:
-        most = f"{best:.4g} ms" if timed else f"{whole / best:.3f}"
+        # Rounded to what is within reach: a user asks for it next.
+        reach = f"{math.ceil(10 * best) / 10:.1f} ms"
+        most = reach if timed else f"{math.floor(1000 * whole / best) / 1000:.3f}"
         raise PlanError(
             f"{goal} is out of reach: the best is {most}, with every error allowed"
             + (_why(space) if space.gate and space.gate.refused else "")
@@ -53,7 +58,7 @@ def limit_of(space: Space, full: Plan, search: str, goal: Goal) -> float:
 def _why(space: Space) -> str:
     assert space.gate is not None
     count = sum(len(methods) for methods in space.gate.refused.values())
-    return f" and {count} methods refused as not faster on {space.gate.target}"
+    return f" and {counted(count, 'method')} refused as not faster on {space.gate.target}"
 
 
 def _boldest(space: Space, full: Plan, search: str) -> Plan:
@@ -66,11 +71,7 @@ def _boldest(space: Space, full: Plan, search: str) -> Plan:
             bold[site] = best if best is not None and worth else Method.FULL
         else:
             bold[site] = candidates[0] if candidates else Method.FULL
-    plan = full
-    for step in range(1, full.steps):
-        for site, method in bold.items():
-            plan = plan.replace(step, site, method)
-    return plan
+    return replace(full, cells=(full.cells[0], *[bold] * (full.steps - 1)))
 
 
 def least_threshold(

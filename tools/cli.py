@@ -227,7 +227,8 @@ def _inspect(options: argparse.Namespace) -> None:
     elif options.path is None:
         raise DitcError("inspect: expected a bundle folder or plan.json, or --schema")
     elif options.why is not None:
-        explain(options.path, _step(options.why[0]), options.why[1], as_json=options.json)
+        step, site = _step(options.why[0]), options.why[1]
+        explain(options.path, step, site, variant=options.variant, as_json=options.json)
     else:
         inspect(options.path, variant=options.variant, as_json=options.json)
 
@@ -268,13 +269,14 @@ def _verify(options: argparse.Namespace) -> None:
 def _bench(options: argparse.Namespace) -> None:
     if options.sites != (options.out is not None):
         options.misused("--sites and --out go together")
+    from .bench import bench, check_bench_options, check_sites_options
+
     if options.sites:
+        check_sites_options(options)
         from .bench_sites import bench_sites
 
         bench_sites(options)
         return
-    from .bench import bench, check_bench_options
-
     check_bench_options(options)
     options.bundle = Path(options.what)
     bench(options)

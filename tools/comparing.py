@@ -11,6 +11,7 @@ from ditc.runtime.errors import BundleError, PlanError
 from ditc.runtime.files import PLAN_FILE, check_files
 from ditc.runtime.variants import read_manifest, variants_of
 
+from .inspecting import check_is_bundle
 from .report_plan import titled
 from .thresholds import limits_of
 
@@ -18,7 +19,7 @@ __all__ = ["diff", "explain"]
 
 
 def diff(first: Path, second: Path, *, as_json: bool = False) -> None:
-    """Print how two plans differ, cell by cell and in the multiply-adds they leave.
+    """Print how two plans differ: cell by cell, in windows, and in the multiply-adds they leave.
 
     Args:
         first: plan file, or a bundle's folder for the plan in it.
@@ -35,49 +36,78 @@ def diff(first: Path, second: Path, *, as_json: bool = False) -> None:
     if set(before.sites) != set(after.sites):
         other = sorted(set(before.sites) ^ set(after.sites))
         raise PlanError(f"{first} and {second} speak of other sites: {other[0]} is in one only")
-    changes = [
+    cells, windows = _changed_cells(before, after), _changed_windows(before, after)
+    shares = [plan.multiply_adds_left() for plan in (before, after)]
+    if as_json:
+        record = {"cells": cells, "windows": windows, "multiply_adds_left": shares}
+        sys.stdout.write(json.dumps(record) + "\n")
+        return
+    for change in cells:
+        sys.stdout.write("step {step:>4}  {site}: {from} -> {to}\n".format(**change))
+    for moved in windows:
+        old, new = (json.dumps(moved[side]) for side in ("from", "to"))
+        sys.stdout.write(f"window     {moved['site']}: {old} -> {new}\n")
+    total = before.steps * len(before.sites)
+    if not cells and not windows and shares[0] == shares[1]:
+        sys.stdout.write(f"0 of {total} cells differ, nor does what they cost\n")
+        return
+    rise = f" ({shares[1] / shares[0] - 1:+.1%})" if shares[0] else ""
+    sys.stdout.write(
+        f"{len(cells)} of {total} cells differ; {shares[0]:.1%} of the model's multiply-adds "
+        f"left become {shares[1]:.1%}{rise}\n"
+    )
+
+
+def _changed_cells(before: Plan, after: Plan) -> list[dict[str, object]]:
+    return [
         {"step": step, "site": site, "from": str(old), "to": str(new)}
         for step in range(before.steps)
         for site in before.sites
         if (old := before.method(step, site)) != (new := after.method(step, site))
     ]
-    shares = [plan.multiply_adds_left() for plan in (before, after)]
-    if as_json:
-        sys.stdout.write(json.dumps({"cells": changes, "multiply_adds_left": shares}) + "\n")
-        return
-    for change in changes:
-        sys.stdout.write("step {step:>4}  {site}: {from} -> {to}\n".format(**change))
-    total = before.steps * len(before.sites)
-    if not changes and shares[0] == shares[1]:
-        sys.stdout.write(f"0 of {total} cells differ, nor does what they cost\n")
-        return
-    sys.stdout.write(
-        f"{len(changes)} of {total} cells differ; {shares[0]:.1%} of the model's multiply-adds "
-        f"left become {shares[1]:.1%} ({shares[1] / shares[0] - 1:+.1%})\n"
-    )
 
 
-def _loaded(path: Path) -> Plan:
+def _changed_windows(before: Plan, after: Plan) -> list[dict[str, object]]:
+    return [
+        {"site": site, "from": old.to_json(), "to": new.to_json()}
+        for site, old in before.windows.items()
+        if old != (new := after.windows[site])
+    ]
+
+
+def _loaded(path: Path, variant: str | None = None) -> Plan:
     if not path.is_dir():
+        check_is_bundle(path, variant)
         return Plan.load(path)
-    variants = variants_of(path)
+    variants = () if variant else variants_of(path)
     if variants:
         plans = " or ".join(f"{name}.{PLAN_FILE}" for name in variants)
         raise BundleError(f"{path}: holds several variants: give the plan of one, {plans} in it")
-    files = read_manifest(path).files
-    if PLAN_FILE not in files:
-        raise BundleError(f"{path}: has no {PLAN_FILE}: compile the bundle again")
-    check_files(path, {PLAN_FILE: files[PLAN_FILE]})
-    return Plan.load(path / PLAN_FILE)
+    manifest = read_manifest(path, variant)
+    name = manifest.file(PLAN_FILE)
+    if name not in manifest.files:
+        raise BundleError(f"{path}: has no {name}: compile the bundle again")
+    check_files(path, {name: manifest.files[name]})
+    return Plan.load(path / name)
 
 
-def explain(path: Path, step: int, site: str, *, as_json: bool = False) -> None:
+def explain(
+    path: Path, step: int, site: str, *, variant: str | None = None, as_json: bool = False
+) -> None:
     """Print why a cell of a plan has its method.
 
+    Args:
+        path: plan file, or a bundle's folder for the plan in it.
+        step: of the cell.
+        site: of the cell.
+        variant: of a folder that holds several.
+        as_json: for programs to read.
+
     Raises:
-        PlanError: if the plan has no such cell.
+        BundleError: if a folder holds no bundle, or several variants and none is named.
+        PlanError: if the plan can't be read, or has no such cell.
     """
-    plan = _loaded(path)
+    plan = _loaded(path, variant)
     if not 0 <= step < plan.steps:
         raise PlanError(f"step {step}: the plan has steps 0 to {plan.steps - 1}")
     if site not in plan.windows:
@@ -126,8 +156,11 @@ def _reasons(plan: Plan, step: int, site: str) -> Iterator[str]:
     if step == 0:
         yield "step 0 is never compressed"
         return
-    if plan.origin is None or plan.losses is None:
+    if plan.origin is None:
         yield "the plan was written, not found: no losses are known"
+        return
+    if plan.losses is None:
+        yield f"{titled(plan.origin.search)}; the plan holds no losses of what it tried"
         return
     yield f"{titled(plan.origin.search)}, {_allowed(plan, plan.origin, site)}"
     for candidate, loss in plan.losses[step].get(site, {}).items():

@@ -11,8 +11,6 @@ import torch
 from ditc.passes import Losses, Method, Plan
 from ditc.runtime.errors import PlanError
 
-from .thresholds import error_limit, threshold_of
-
 __all__ = [
     "CANDIDATES",
     "LARGEST_ERROR",
@@ -22,11 +20,9 @@ __all__ = [
     "Found",
     "check_finite",
     "check_loss",
-    "error_limit",
     "relative_loss",
     "spread_of",
     "squared_error",
-    "threshold_of",
 ]
 
 CANDIDATES = (Method.AST, Method.WA_RS_ASC, Method.WA_RS, Method.ASC)

@@ -14,6 +14,7 @@ from .counted import counted
 from .glyphs import CLASSES, GlyphFeatures, load_classifier, render_batch, share_read
 from .inspecting import bytes_by_part
 from .quality import Closeness, Figure, closeness, frechet_distance, lpips, small_sample
+from .report_words import decibels
 from .timing import Timing
 
 __all__ = ["Report", "figures_of", "lines"]
@@ -146,7 +147,7 @@ def _told(plan: Plan, search_s: float) -> str:
             refused[method] = refused.get(method, 0) + 1
     if not refused:
         return text
-    slow = ", ".join(f"{method} at {count} sites" for method, count in refused.items())
+    slow = ", ".join(f"{method} at {counted(count, 'site')}" for method, count in refused.items())
     return f"{text}; never tried, as not faster than full here: {slow}"
 
 
@@ -174,7 +175,7 @@ def lines(report: Report) -> Iterator[str]:
     if max(plain.spread, small.spread) > BUSY:
         yield "the machine was busy: times differ between rounds, run it again when it is idle"
     yield (
-        f"PSNR {report.closeness.psnr_db:.1f} dB, SSIM {report.closeness.ssim:.3f} "
+        f"PSNR {decibels(report.closeness.psnr_db)}, SSIM {report.closeness.ssim:.3f} "
         f"against the uncompressed images, over {report.samples} of them"
     )
     distances = report.frechet

@@ -20,10 +20,11 @@ from ditc.passes import Losses, Method
 from ditc.passes.piece import Values
 from ditc.runtime.errors import PlanError
 
-from .decisions import Decided, check_loss, error_limit, spread_of, squared_error
+from .decisions import Decided, check_loss, spread_of, squared_error
 from .local_steps import joined
 from .site_forms import Forms, SiteStates
 from .space import Space
+from .thresholds import error_limit
 
 __all__ = ["Choice", "IlpSteps", "choose"]
 

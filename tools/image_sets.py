@@ -35,7 +35,8 @@ def read_pair(first: Path, second: Path) -> tuple[ImageSet, ImageSet]:
     """Read two sets whose images go together one by one, in the order of the files' names.
 
     Raises:
-        DitcError: if one can't be read, or shapes, counts or names of PNGs don't match.
+        DitcError: if one can't be read, or shapes or counts don't match, or, where both have a file
+            an image, the files' names less their endings.
     """
     before, after = read_images(first), read_images(second)
     shapes = [list(found.images.shape) for found in (before, after)]
@@ -43,11 +44,13 @@ def read_pair(first: Path, second: Path) -> tuple[ImageSet, ImageSet]:
         raise DitcError(
             f"{first} holds images {shapes[0]}, {second} {shapes[1]}: expected as many of one size"
         )
-    if len(before.names) == len(before.images) > 1:
-        other = sorted(set(before.names) ^ set(after.names))
+    if all(len(found.names) == len(found.images) > 1 for found in (before, after)):
+        mine, theirs = ({Path(name).stem: name for name in s.names} for s in (before, after))
+        other = sorted(mine.keys() ^ theirs.keys())
         if other:
+            name = {**mine, **theirs}[other[0]]
             raise DitcError(
-                f"{first} and {second} don't go together: {other[0]} is in one of them only"
+                f"{first} and {second} don't go together: {name} is in one of them only"
             )
     return before, after
 

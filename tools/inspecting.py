@@ -22,7 +22,7 @@ from .report_words import byte_size, quantity
 if TYPE_CHECKING:
     from ditc.passes.curve import Curve
 
-__all__ = ["LETTERS", "bytes_by_part", "inspect", "show_schema"]
+__all__ = ["LETTERS", "bytes_by_part", "check_is_bundle", "inspect", "show_schema"]
 
 LETTERS = {"full": "#", "asc": "c", "wa-rs": "w", "wa-rs+asc": "b", "ast": "."}
 LEGEND = "# full   c asc   w wa-rs   b wa-rs+asc   . ast"
@@ -42,10 +42,21 @@ def inspect(path: Path, *, variant: str | None = None, as_json: bool = False) ->
     if path.is_dir():
         text = _bundle_text(path, variant, as_json=as_json)
     elif path.is_file():
+        check_is_bundle(path, variant)
         text = _plan_text(path, as_json=as_json)
     else:
         raise DitcError(f"{path}: no bundle folder and no plan file is there")
     sys.stdout.write(text)
+
+
+def check_is_bundle(path: Path, variant: str | None) -> None:
+    """Refuse to look for a variant in a file, which is a plan; None looks for none.
+
+    Raises:
+        DitcError: if one is named.
+    """
+    if variant is not None:
+        raise DitcError(f"--variant {variant}: is of bundles, {path} is a file: leave it out")
 
 
 def show_schema() -> None:

@@ -91,8 +91,9 @@ class Latencies:
     def predicted_ms(self, plan: Plan) -> float:
         """Return what a generation takes in the engine, of this batch.
 
-        A step is an uncompressed one less what its sites save; a step that keeps a residual takes
-        what was measured with the residual.
+        A step is an uncompressed one less what its sites save, though never below 0: sites that
+        were measured alone may save more together than a step takes. A step that keeps a residual
+        takes what was measured with the residual.
         """
         return sum(self._step_ms(plan, step) for step in range(plan.steps))
 
@@ -104,7 +105,7 @@ class Latencies:
             total -= self.saved_ms(site, method)
             if site in kept and method in found.keeping_ms:
                 total += found.keeping_ms[method] - found.ms[method]
-        return total
+        return max(total, 0.0)
 
     def check(self, program: Program, windows: Mapping[str, SiteWindow]) -> None:
         """Refuse another model than was measured, or other windows.

@@ -13,9 +13,10 @@ import torch
 from ditc.passes import Losses, Method
 from ditc.passes.piece import Values
 
-from .decisions import Decided, check_loss, spread_of, squared_error, threshold_of
+from .decisions import Decided, check_loss, spread_of, squared_error
 from .site_forms import Forms, SiteStates
 from .space import Space
+from .thresholds import threshold_of
 
 __all__ = ["LocalSteps", "joined"]
 

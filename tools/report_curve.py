@@ -2,6 +2,8 @@
 
 from ditc.passes.curve import Curve
 
+from .counted import counted
+
 __all__ = ["curve_chart"]
 
 WIDTH, HEIGHT = 620, 300
@@ -54,7 +56,7 @@ def curve_chart(curve: Curve, here: int | None) -> str:
 def _dot(curve: Curve, limit: int, at: tuple[float, float], ringed: int) -> str:
     x, y = at
     tip = (
-        f"{limit} bucket{'' if limit == 1 else 's'}\n{curve.slowdown(limit):.2f}× of what no limit "
+        f"{counted(limit, 'bucket')}\n{curve.slowdown(limit):.2f}× of what no limit "
         f"costs\n{curve.kept(limit):.1%} of the saving kept"
     )
     ring = f'<circle class="here" cx="{x}" cy="{y}" r="10"/>' if limit == ringed else ""

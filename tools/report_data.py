@@ -19,7 +19,7 @@ from ditc.runtime.files import check_files
 from ditc.runtime.manifest import PLAN_FILE, Manifest
 from ditc.runtime.variants import read_manifest
 
-from .inspecting import bytes_by_part
+from .inspecting import bytes_by_part, check_is_bundle
 from .report_colours import METHODS
 from .report_plan import Absent, Costs, Searched, costs_of, notes_of, points_of, scaled, searched_of
 from .report_points import Point
@@ -56,7 +56,8 @@ class Facts:
         absent: what can't be shown, and why.
         points: what a search for a budget tried, predicted; None where there was none.
         curve: what each limit on buckets costs; None where a bundle was made without one.
-        samples: how many samples the multiply-adds are of, both halves of each.
+        samples: how many samples the multiply-adds are of, both halves of each; 0 where a bundle
+            doesn't tell.
     """
 
     source: str
@@ -97,6 +98,7 @@ def read_facts(path: Path, variant: str | None = None) -> Facts:
     if path.is_dir():
         return _of_bundle(path, variant)
     if path.is_file():
+        check_is_bundle(path, variant)
         return _of_plan(path)
     raise DitcError(f"{path}: no bundle folder and no plan file is there")
 
@@ -189,6 +191,7 @@ def _of_bundle(path: Path, variant: str | None) -> Facts:
         absent=absent,
         points=None if plan is None else points_of(plan),
         curve=None if curve is None else Curve(curve.costs, curve.full),
+        samples=manifest.samples,
     )
 
 

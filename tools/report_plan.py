@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from ditc.passes import Method, Plan
 
+from .counted import counted
 from .report_points import Point
 from .thresholds import limits_of
 
@@ -168,7 +169,7 @@ def notes_of(plan: Plan) -> tuple[tuple[str, str], ...]:
     if plan.origin is None:
         return (*scale, ("found by", "no search"))
     origin = plan.origin
-    samples = f"{origin.samples} sample{'s' if origin.samples > 1 else ''}"
+    samples = counted(origin.samples, "sample")
     delta = f"δ = {origin.threshold:g}" + (f", the least for {origin.goal}" if origin.goal else "")
     found = f"{titled(origin.search)}, {delta}, {samples}, seed {origin.seed}"
     return (*scale, ("found by", found), *_gate_notes(plan))
@@ -180,7 +181,7 @@ def titled(search: str) -> str:
     return f"{name} search {elsewhere}".rstrip()
 
 
-def _gate_notes(plan: "Plan") -> tuple[tuple[str, str], ...]:
+def _gate_notes(plan: Plan) -> tuple[tuple[str, str], ...]:
     gate = plan.origin.gate if plan.origin else None
     if gate is None:
         return ()
@@ -192,7 +193,7 @@ def _gate_notes(plan: "Plan") -> tuple[tuple[str, str], ...]:
     return (("refused as not faster", f"{words}, on {gate.target}"),)
 
 
-def points_of(plan: "Plan") -> tuple[Point, ...] | None:
+def points_of(plan: Plan) -> tuple[Point, ...] | None:
     """Return what a search for a budget tried, as points of cost and loss; None without one."""
     if plan.pareto is None:
         return None

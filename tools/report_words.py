@@ -11,7 +11,7 @@ UNITS = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 def quantity(value: float) -> str:
     """Write a count with three digits: 1234567 as `1.23 M`."""
     for size, unit in UNITS:
-        if value >= size:
+        if value >= 0.9995 * size:  # what would be rounded to 1000 of the unit below
             return f"{_three(value / size)} {unit}"
     return f"{value:g}"
 
@@ -32,7 +32,7 @@ def decibels(value: float) -> str:
 
 
 def _three(value: float) -> str:
-    digits = 0 if value >= 100 else 1 if value >= 10 else 2
+    digits = 0 if value >= 99.95 else 1 if value >= 9.995 else 2
     return f"{value:.{digits}f}"
 
 

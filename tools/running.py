@@ -158,10 +158,11 @@ def _array(option: str, text: str, dtypes: Mapping[str, str]) -> tuple[str, Numb
         return name, read_array(Path(values), f"{option} {name}: {values}")
     try:
         numbers = [float(value) for value in values.split(",")]
-        with np.errstate(invalid="ignore"):  # compared below
-            array = np.array(numbers).astype(dtypes[name])
     except ValueError as error:
         raise DitcError(f"{option} {name}: {error}") from error
-    if not np.array_equal(array, numbers):
+    with np.errstate(invalid="ignore", over="ignore"):  # looked at below
+        array = np.array(numbers).astype(dtypes[name])
+    rounded = np.issubdtype(array.dtype, np.floating)
+    if not (np.isfinite(array).all() if rounded else np.array_equal(array, numbers)):
         raise DitcError(f"{option} {name}: {values} doesn't fit {dtypes[name]}")
     return name, array

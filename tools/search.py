@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from ditc.passes import Method, Origin, Plan
-from ditc.passes.plan_fields import MAX_NUMBER
+from ditc.passes.plan_fields import MAX_NUMBER, MAX_SEED
 from ditc.runtime.errors import PlanError
 from ditc.runtime.sampler import SamplerTable
 
@@ -88,8 +88,8 @@ def find(
         on_step: called after each step with where the search is.
 
     Raises:
-        PlanError: if search, threshold or guidance scale are none that it knows, or the model
-            returns numbers that aren't finite.
+        PlanError: if search, threshold, guidance scale or seed are none that it knows, or the
+            model returns numbers that aren't finite.
     """
     if search not in SEARCHES:
         raise PlanError(f"search {search!r} is not known: expected {', '.join(SEARCHES)}")
@@ -101,6 +101,8 @@ def find(
         raise PlanError(
             f"guidance scale is {guidance_scale}, expected a number up to {MAX_NUMBER:g}"
         )
+    if not 0 <= seed <= MAX_SEED:
+        raise PlanError(f"seed is {seed}, expected an integer from 0 to {MAX_SEED}")
     program = space.program
     trajectory = Trajectory(program, table, guidance_scale, seed)
     steps = SEARCHES[search](space, threshold)

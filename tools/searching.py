@@ -11,7 +11,7 @@ import torch
 from ditc.export import sampler_table
 from ditc.passes import Goal, Method, Plan, Program, Tried
 from ditc.passes.plan import MAX_STEPS
-from ditc.passes.plan_fields import MAX_NUMBER
+from ditc.passes.plan_fields import MAX_NUMBER, MAX_SEED
 from ditc.runtime.errors import DitcError
 from ditc.runtime.sampler import SamplerTable
 
@@ -22,6 +22,7 @@ from .latencies import Latencies
 from .models import check_steps, load_recording, parse_call
 from .places import check_place, replace_text
 from .progress import progress
+from .report_words import milliseconds
 from .samples import check_samples
 from .search import find
 from .space import Space, space_of
@@ -88,6 +89,8 @@ def _check_numbers(options: argparse.Namespace) -> None:
         raise DitcError(
             f"--guidance-scale {options.guidance_scale:g}: expected a number up to {MAX_NUMBER:g}"
         )
+    if options.seed > MAX_SEED:
+        raise DitcError(f"--seed {options.seed}: expected an integer up to {MAX_SEED}")
 
 
 class _Seeker:
@@ -177,7 +180,7 @@ def _promised(space: Space, plan: Plan) -> str:
     if space.latencies is None:
         return f", {space.predicted(plan):.1%} of the model"
     ms, whole = space.predicted(plan), space.latencies.step_ms * plan.steps
-    return f", {ms:.4g} ms a generation predicted, {whole / ms:.2f} times as fast"
+    return f", {milliseconds(ms)} a generation predicted, {whole / ms:.2f} times as fast"
 
 
 def _computed(found: Found, search: str) -> str:

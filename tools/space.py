@@ -1,6 +1,6 @@
 """What a search may choose: the model cut at its sites, and the methods each site may have."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from ditc.passes import (
@@ -71,7 +71,8 @@ def space_of(
         program: the captured model.
         windows: window of each site to compress, the default one of every eligible site if None.
         latencies: of the target. A method that isn't faster than full attention at a site there
-            is no candidate at that site, whatever its multiply-adds promise.
+            is no candidate at that site, whatever its multiply-adds promise. The others are tried
+            fastest first: the paper's order is that of what they compute.
 
     Raises:
         PlanError: if nothing is eligible, or the latencies are of another model, resolution,
@@ -98,22 +99,34 @@ def space_of(
         for site, methods in possible.items()
     }
     kept = {
-        site: tuple(method for method in methods if method not in refused[site])
+        site: _fastest_first(
+            latencies, site, [method for method in methods if method not in refused[site]]
+        )
         for site, methods in possible.items()
     }
     gate = Gate(latencies.target, {site: methods for site, methods in refused.items() if methods})
     return Space(program, pieces, chosen, kept, cost, latencies, gate)
 
 
+def _fastest_first(
+    latencies: Latencies, site: str, methods: Sequence[Method]
+) -> tuple[Method, ...]:
+    """Return methods by what they save at a site; where as much, in the order they are in."""
+    return tuple(sorted(methods, key=lambda method: -latencies.saved_ms(site, method)))
+
+
 def _possible(
     program: Program, site: Site, windows: Mapping[str, SiteWindow]
 ) -> tuple[Method, ...]:
-    """Return the methods that a site can have: no sharing where its halves can't be told."""
+    """Return the methods that a site can have: no sharing where its halves can't be told.
+
+    Nor where those of its residual can't: a shared step keeps it for windows of later steps.
+    """
     apart = tuple(method for method in CANDIDATES if not method.shares_cfg)
     if program.cfg is None:
         return apart
     try:
-        rewrite(program, {site.name: Method.ASC}, windows)
+        rewrite(program, {site.name: Method.ASC}, windows, keep_residuals={site.name})
     except PassError:
         return apart
     return CANDIDATES

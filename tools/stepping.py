@@ -16,9 +16,10 @@ from ditc.passes import Losses, Method
 from ditc.passes.half_pieces import HalfPieces
 from ditc.passes.piece import Values
 
-from .decisions import Decided, check_loss, relative_loss, threshold_of
+from .decisions import Decided, check_loss, relative_loss
 from .site_forms import Forms, SiteStates
 from .space import Space
+from .thresholds import threshold_of
 
 __all__ = ["GreedySteps"]
 

@@ -15,18 +15,17 @@ function make(tag, text, kind) {
   return node;
 }
 
+const three = (value) => value.toFixed(value >= 99.95 ? 0 : value >= 9.995 ? 1 : 2);
+
 function quantity(value) {
   for (const [size, unit] of [[1e12, " T"], [1e9, " G"], [1e6, " M"], [1e3, " k"]]) {
-    if (value >= size) {
-      const scaled = value / size;
-      return scaled.toFixed(scaled >= 100 ? 0 : scaled >= 10 ? 1 : 2) + unit;
-    }
+    if (value >= 0.9995 * size) return three(value / size) + unit;
   }
   return String(value);
 }
 
 const percent = (part, whole) => (whole ? (100 * part) / whole : 100).toFixed(1) + "%";
-const time = (value) => value.toFixed(value >= 100 ? 0 : value >= 10 ? 1 : 2) + " ms";
+const time = (value) => three(value) + " ms";
 const loss = (value) => (value && value < 1e-4 ? value.toExponential(3) : value.toPrecision(4));
 
 function methodLine(number) {
