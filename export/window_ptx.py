@@ -11,7 +11,7 @@ import torch
 
 from ditc.passes.pattern import Pattern
 from ditc.passes.window_kernel import Blocks, Shape, constants
-from ditc.runtime.errors import LoweringError, install
+from ditc.runtime.errors import LoweringError, first_line, install
 
 __all__ = ["Kernel", "compile_ptx"]
 
@@ -82,8 +82,7 @@ def compile_ptx(
         try:
             made = triton.compile(source, GPUTarget("cuda", capability, LANES), options)
         except Exception as error:  # whatever the compiler and its assembler run into
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise LoweringError(f"window kernel for sm{capability}: {reason}") from error
+            raise LoweringError(f"window kernel for sm{capability}: {first_line(error)}") from error
     return Kernel(
         entry=made.metadata.name,
         ptx=_without_scratch(made.asm["ptx"], made.metadata.name).encode(),

@@ -11,7 +11,7 @@ from io import StringIO
 import torch
 from torch.utils import _pytree as pytree
 
-from ditc.runtime.errors import CaptureError
+from ditc.runtime.errors import CaptureError, first_line
 
 from .arguments import flatten
 from .choices import Answer, Following, Noting, is_model_file
@@ -216,9 +216,7 @@ def _reason(error: BaseException) -> str:
     """Return the first line of an error and the model's line that it came from."""
     if isinstance(error, CaptureError):
         return str(error)
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    reason = lines[0] if lines else type(error).__name__
-    frames = traceback.extract_tb(error.__traceback__)
+    reason, frames = first_line(error), traceback.extract_tb(error.__traceback__)
     own = [frame for frame in frames if is_model_file(frame.filename)]
     return f"{reason} ({_at(own[-1])})" if own else reason
 

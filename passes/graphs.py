@@ -8,7 +8,7 @@ import torch
 from torch import fx
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
-from ditc.runtime.errors import PassError
+from ditc.runtime.errors import PassError, first_line
 
 from .program import Slot
 
@@ -141,8 +141,7 @@ def infer(nodes: Iterable[fx.Node]) -> None:
             with fake_mode(node.graph), _silent():
                 node.meta["val"] = node.target(*args, **kwargs)
         except (RuntimeError, ValueError, TypeError, IndexError) as error:
-            first = str(error).splitlines()[0]
-            raise PassError(f"node {node.name} ({node.target}): {first}") from error
+            raise PassError(f"node {node.name} ({node.target}): {first_line(error)}") from error
 
 
 @contextmanager

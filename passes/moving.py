@@ -7,7 +7,7 @@ from torch import fx
 from torch.fx.node import Argument, map_aggregate
 from torch.utils import _pytree as pytree
 
-from ditc.runtime.errors import EngineError
+from ditc.runtime.errors import EngineError, first_line
 
 from .graphs import copy_module, fake_mode
 from .program import Program
@@ -53,9 +53,8 @@ def _existing(device: str | torch.device) -> torch.device:
     try:
         return torch.empty(0, device=device).device  # "cuda" gets its number
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
         raise EngineError(
-            f"device {device} can't be used: {reason}; torch is {torch.__version__}"
+            f"device {device} can't be used: {first_line(error)}; torch is {torch.__version__}"
         ) from error
 
 

@@ -5,7 +5,7 @@ import operator
 import torch
 from torch import fx
 
-from ditc.runtime.errors import PassError
+from ditc.runtime.errors import PassError, first_line
 
 from .graphs import SLOT, flat_outputs, infer, shape_of, weight
 
@@ -26,7 +26,7 @@ def verify(module: fx.GraphModule) -> None:
     try:
         graph.lint()
     except RuntimeError as error:
-        raise PassError(str(error).splitlines()[0]) from error
+        raise PassError(first_line(error)) from error
     for node in graph.nodes:
         _check_node(module, node)
     _check_inputs(graph)

@@ -17,6 +17,7 @@ __all__ = [
     "LoweringError",
     "PassError",
     "PlanError",
+    "first_line",
     "install",
 ]
 
@@ -52,3 +53,9 @@ class EngineError(DitcError):
 def install(extra: str) -> str:
     """Return what a message says to do where what an extra of ditc's brings is missing."""
     return f"install ditc's extra [{extra}] (in a clone: pip install '.[{extra}]')"
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error of another library, its type's name where it has none."""
+    lines = str(error).strip().splitlines()
+    return lines[0].rstrip() if lines else type(error).__name__

@@ -16,6 +16,7 @@ from pathlib import Path
 from ditc.export import compile as compile_bundle
 from ditc.passes import Plan, Program, schedule
 
+from .argument_types import positive
 from .big_models import flux_recording, make_flux_weights
 from .peak_memory import peak_memory
 
@@ -38,8 +39,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--folder", type=Path, required=True, help="where weights and bundle go")
     parser.add_argument("--target", default="onnx", help="as for ditc compile (onnx)")
     parser.add_argument("--precision", default="bf16", help="as for ditc compile (bf16)")
-    parser.add_argument("--side", type=int, default=64, help="patches along each edge (64)")
-    parser.add_argument("--jobs", type=int, help="graphs to build at once")
+    parser.add_argument("--side", type=positive, default=64, help="patches along each edge (64)")
+    parser.add_argument("--jobs", type=positive, help="graphs to build at once")
     parser.add_argument("--keep", action="store_true", help="leave weights and bundle there")
     given = parser.parse_args(arguments)
     model, bundle, cache = (given.folder / name for name in ("model", "bundle", "cache"))

@@ -22,6 +22,7 @@ from ditc.runtime import Bundle
 from ditc.runtime.errors import DitcError
 from ditc.runtime.files import WEIGHTS_FILE
 
+from .argument_types import positive
 from .demo_runs import images_of, steps_beside_torch
 from .glyphs import CLASSES
 from .models import DEMO_PLAN, demo_recording
@@ -107,7 +108,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="python -m ditc.tools.bench_precision", description=__doc__.splitlines()[0]
     )
     parser.add_argument("--precision", choices=("fp16", "bf16"), default="fp16", help="(fp16)")
-    parser.add_argument("--rounds", type=int, default=7, help="of timing (7)")
+    parser.add_argument("--rounds", type=positive, default=7, help="of timing (7)")
     options = parser.parse_args(arguments)
     try:
         with tempfile.TemporaryDirectory(prefix="ditc-precision-") as folder:

@@ -23,6 +23,7 @@ from ditc.passes import Losses, Method, Recording
 from ditc.runtime.errors import DitcError, PlanError
 from ditc.runtime.sampler import SamplerTable
 
+from .argument_types import positive
 from .decisions import Decided, relative_loss
 from .glyphs import demo_scheduler
 from .models import demo_recording
@@ -256,10 +257,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="python -m ditc.tools.bench_search", description=__doc__.splitlines()[0]
     )
     parser.add_argument("--thresholds", default="0.05,0.1", help="with commas between (0.05,0.1)")
-    parser.add_argument("--steps", type=int, default=20, help="of the demo model (20)")
-    parser.add_argument("--layers", type=int, default=28, help="of the deep model (28)")
-    parser.add_argument("--deep-steps", type=int, default=4, help="of the deep model (4)")
-    parser.add_argument("--rounds", type=int, default=3, help="of timing (3)")
+    parser.add_argument("--steps", type=positive, default=20, help="of the demo model (20)")
+    parser.add_argument("--layers", type=positive, default=28, help="of the deep model (28)")
+    parser.add_argument("--deep-steps", type=positive, default=4, help="of the deep model (4)")
+    parser.add_argument("--rounds", type=positive, default=3, help="of timing (3)")
     parser.add_argument("--json", action="store_true", help="for programs to read")
     options = parser.parse_args(arguments)
     found: list[Comparison] = []

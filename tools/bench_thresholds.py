@@ -25,6 +25,7 @@ from ditc.passes import Plan, Schedule, schedule, schedule_cost
 from ditc.runtime import Bundle
 from ditc.runtime.errors import DitcError
 
+from .argument_types import positive
 from .bench_sites import measure
 from .demo import CALIBRATION, GUIDANCE_SCALE, SEED, STEPS
 from .demo_runs import image_of, images_of, steps_beside_torch
@@ -194,7 +195,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--thresholds", default=listed, help=f"with commas between ({listed})")
     known = ",".join(SEARCHES)
     parser.add_argument("--searches", default=known, help=f"with commas between ({known})")
-    parser.add_argument("--rounds", type=int, default=9, help="of timing (9)")
+    parser.add_argument("--rounds", type=positive, default=9, help="of timing (9)")
     parser.add_argument("--json", type=Path, help="file to keep the rows in, after each")
     options = parser.parse_args(arguments)
     rows: list[Row] = []

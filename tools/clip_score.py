@@ -10,6 +10,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from ditc.runtime.errors import first_line
+
 from .images import to_bytes
 from .quality import Figure
 
@@ -40,8 +42,8 @@ def clip_score(
         clip = CLIPModel.from_pretrained(kept, local_files_only=True, use_safetensors=True).eval()
         processor = CLIPProcessor.from_pretrained(kept, local_files_only=True)
     except (OSError, ValueError) as error:  # what transformers and the hub raise of missing files
-        first = str(error).strip().splitlines()[0]
-        return Figure(None, f"{model} is not at hand, and nothing is downloaded: {first}")
+        why = first_line(error)
+        return Figure(None, f"{model} is not at hand, and nothing is downloaded: {why}")
     pixels = to_bytes(images)
     cosines: list[float] = []
     for start in range(0, len(pixels), BATCH):

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 
+from .argument_types import positive
 from .gpu_entries import Entry
 from .gpu_machine import describe
 from .gpu_methods import methods, model_entries
@@ -131,8 +132,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("-o", "--out", type=Path, required=True, help="JSON to write")
     parser.add_argument("--device", default="cuda", help="as torch names it (cuda)")
     parser.add_argument("--dtype", choices=DTYPES, default="fp16", help="of what is timed (fp16)")
-    parser.add_argument("--rounds", type=int, default=15, help="of timing (15)")
-    parser.add_argument("--steps", type=int, default=10, help="of whole generations (10)")
+    parser.add_argument("--rounds", type=positive, default=15, help="of timing (15)")
+    parser.add_argument("--steps", type=positive, default=10, help="of whole generations (10)")
     parser.add_argument("--tiny", action="store_true", help="shapes that a dry run takes")
     parser.add_argument("--only", nargs="+", choices=SECTIONS, help="sections to run (all)")
     return parser

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from tqdm import tqdm
 
+from .argument_types import positive
 from .glyphs import (
     CLASSES,
     CLASSIFIER,
@@ -266,9 +267,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         description="Train the demo model. The same command again goes on from the checkpoint.",
     )
     parser.add_argument("--work-dir", type=Path, required=True, help="checkpoints and loss.jsonl")
-    parser.add_argument("--steps", type=int, help="end after so many steps in all")
+    parser.add_argument("--steps", type=positive, help="end after so many steps in all")
     parser.add_argument("--minutes", type=float, help="end after so much training time in all")
-    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--batch", type=positive, default=64)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     given = parser.parse_args(arguments)

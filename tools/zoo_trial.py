@@ -13,7 +13,7 @@ from ditc.export import compile as compile_bundle
 from ditc.passes import Plan, Program, TorchSession, Window, capture, schedule
 from ditc.passes.arguments import flatten, stack
 from ditc.runtime import Bundle
-from ditc.runtime.errors import DitcError
+from ditc.runtime.errors import DitcError, first_line
 
 from .zoo_entry import Tiny
 from .zoo_reference import Intercepted
@@ -170,7 +170,7 @@ def trial(tiny: Tiny, place: Path | None = None) -> Trial:
             if any(site.eligible for site in result.program.sites):
                 _methods(result, module, result.program, place)
     except (DitcError, ValueError, RuntimeError) as fault:
-        result.failure = str(fault).splitlines()[0]
+        result.failure = first_line(fault)
     return result
 
 
