@@ -128,8 +128,9 @@ class Marks:
             return any_of(marks[0], MIXED[node.target](node))
         if node.target in MATMUL:
             rows, columns = marks
-            across = any_of(columns, (-2,)) if columns.dim() > 1 else None
-            return None if across is None else _either([any_of(rows, (-1,)), across])
+            if rows.dim() == 1 or columns.dim() == 1:  # that axis goes
+                return None
+            return _either([any_of(rows, (-1,)), any_of(columns, (-2,))])
         if node.target is SDPA:
             query, key, value, *mask = marks
             masked = [any_of(part, (-1,)) for part in mask]

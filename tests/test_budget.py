@@ -1,5 +1,7 @@
 """Budgets: the least threshold that meets one, and budgets that can't be met."""
 
+from dataclasses import replace
+
 import pytest
 
 from ditc.passes import Goal, Method, Plan
@@ -66,6 +68,18 @@ def test_what_a_generation_may_take() -> None:
     for wrong in (0.0, -1.0, float("nan"), float("inf")):
         with pytest.raises(PlanError, match="expected a positive number"):
             limit(speedup=wrong)
+
+
+def test_the_speedup_that_is_offered_is_within_reach() -> None:
+    """Seven steps, of which six take nothing: 7 / (1 / 7) and the like round to either side."""
+    program = sample("dit", "cond-first").program
+    full = Plan.uniform(program, 7, Method.FULL)
+    for step_ms in (0.1, 0.7, 1.1, 2.03, 19.9):
+        latencies = replace(made(program), step_ms=step_ms)
+        space = space_of(program, latencies=latencies)
+        limit = limit_of(space, full, "greedy", Goal(speedup=7.0))
+        assert limit == pytest.approx(step_ms, rel=1e-12)
+        assert latencies.predicted_ms(Plan.uniform(program, 7, "ast")) <= limit
 
 
 def test_the_best_minds_what_was_refused() -> None:

@@ -59,6 +59,14 @@ def test_no_step_takes_less_than_nothing() -> None:
     assert latencies.predicted_ms(Plan.uniform(program(), 3, "ast")) == 20.0
 
 
+def test_keeping_a_residual_saves_nothing() -> None:
+    """Measured alone, full attention took less with the residual than without: noise."""
+    latencies = made(program())
+    sites = {site: SiteLatency(found.ms, {FULL: 0.5}) for site, found in latencies.sites.items()}
+    noisy = replace(latencies, step_ms=1.0, sites=sites)
+    assert noisy.predicted_ms(Plan.uniform(program(), 2, "wa-rs")) == 1.0
+
+
 def test_equally_fast_is_not_faster() -> None:
     latencies = made(program(), asc=10.0, ast=10.1)
     site = Plan.uniform(program(), 1, "full").sites[0]

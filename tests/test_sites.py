@@ -273,3 +273,23 @@ def test_heads_behind_one_projection_of_all_three() -> None:
 
     (site,) = capture(models.randomised(Packed()), models.plain_kwargs()).sites
     assert (site.tokens, site.heads, site.head_dim) == (25, 2, 8)
+
+
+class Weighed(nn.Module):
+    """A vector times what enters the attention: an axis of a product's goes."""
+
+    def __init__(self, behind: bool) -> None:
+        super().__init__()
+        self.behind, self.attention = behind, models.SdpaAttention(16, 2)
+        self.weights = nn.Parameter(torch.empty(16 if behind else 25))
+
+    def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        weighed = (x @ self.weights)[..., None] if self.behind else (self.weights @ x)[:, None]
+        return self.attention(x * weighed * t[:, None, None])
+
+
+@pytest.mark.parametrize("behind", [False, True])
+def test_products_with_a_vector(behind: bool) -> None:
+    site = only_site(Weighed(behind), t=torch.ones(4))
+    assert site.eligible
+    assert site.text == (0, 0)

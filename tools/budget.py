@@ -19,6 +19,8 @@ SMALLEST = 1e-6
 CLOSE = 1.1
 """How many times the largest threshold known to miss a budget the one that is taken may be."""
 GROWTH = {"greedy": 4.0, "local": 4.0, "ilp": 10.0}
+ROUNDING = 1e-12
+"""Share of a budget by which the best may miss it: sums of times, and quotients, are rounded."""
 LARGEST_RELATIVE = 2.0  # |O − O'| / max(|O|, |O'|)
 
 
@@ -44,7 +46,7 @@ def limit_of(space: Space, full: Plan, search: str, goal: Goal) -> float:
     if limit >= whole:
         now = milliseconds(whole) if timed else "1"
         raise PlanError(f"{goal} needs no plan: uncompressed it is {now} already; ask for more")
-    if best > limit:
+    if best > limit * (1 + ROUNDING):
         # Rounded to what is within reach: a user asks for it next.
         reach = f"{math.ceil(10 * best) / 10:.1f} ms"
         most = reach if timed else f"{math.floor(1000 * whole / best) / 1000:.3f}"
@@ -52,7 +54,7 @@ def limit_of(space: Space, full: Plan, search: str, goal: Goal) -> float:
             f"{goal} is out of reach: the best is {most}, with every error allowed"
             + (_why(space) if space.gate and space.gate.refused else "")
         )
-    return limit
+    return max(limit, best)
 
 
 def _why(space: Space) -> str:

@@ -93,7 +93,7 @@ class Latencies:
 
         A step is an uncompressed one less what its sites save, though never below 0: sites that
         were measured alone may save more together than a step takes. A step that keeps a residual
-        takes what was measured with the residual.
+        takes what was measured with the residual; if that was less than without, as much.
         """
         return sum(self._step_ms(plan, step) for step in range(plan.steps))
 
@@ -104,7 +104,7 @@ class Latencies:
             method = plan.method(step, site)
             total -= self.saved_ms(site, method)
             if site in kept and method in found.keeping_ms:
-                total += found.keeping_ms[method] - found.ms[method]
+                total += max(found.keeping_ms[method] - found.ms[method], 0.0)
         return max(total, 0.0)
 
     def check(self, program: Program, windows: Mapping[str, SiteWindow]) -> None:
