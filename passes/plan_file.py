@@ -188,7 +188,7 @@ def _text(value: object, tokens: int, where: str) -> tuple[int, int]:
         raise PlanError(
             f"{where}: is {start} to {stop}, expected a part at one end of {tokens} tokens"
         )
-    return start, stop
+    return (start, stop) if start < stop else (0, 0)
 
 
 def _origin(value: object, sites: tuple[str, ...]) -> Origin:

@@ -84,6 +84,14 @@ def test_round_trip(seed: int, steps: int, block: int) -> None:
     assert again["windows"][SITE] == {"radius": 2 * block, "block": block}
 
 
+def test_no_text_is_no_text_wherever_it_lies() -> None:
+    given = record()
+    site = next(iter(given["cost"]["sites"].values()))
+    site["text"] = [site["tokens"], site["tokens"]]
+    plan = parse_plan(json.dumps(given), "text")
+    assert parse_plan(plan.to_json(), "text") == plan
+
+
 def test_save_and_load(tmp_path: Path) -> None:
     plan = mixed(sample("dit", "cond-first"), 5)
     plan.save(tmp_path / "plan.json")
