@@ -24,20 +24,19 @@ ROUNDING = 1e-12
 LARGEST_RELATIVE = 2.0  # |O − O'| / max(|O|, |O'|)
 
 
-def limit_of(space: Space, full: Plan, search: str, goal: Goal) -> float:
+def limit_of(space: Space, full: Plan, goal: Goal) -> float:
     """Return what a generation may take, as `Space.predicted` tells it.
 
     Args:
         space: what a search may choose from.
         full: the plan that compresses nothing.
-        search: name of the search, which decides what is the best that is possible.
         goal: what is to be reached.
 
     Raises:
         PlanError: if the goal is no positive number, asks for nothing, or for more than is
             possible; the message names the best.
     """
-    whole, best = space.predicted(full), space.predicted(_boldest(space, full, search))
+    whole, best = space.predicted(full), _least(space, full)
     timed = goal.budget_ms is not None
     given = goal.budget_ms if timed else goal.speedup
     if given is None or not (math.isfinite(given) and given > 0):
@@ -63,17 +62,19 @@ def _why(space: Space) -> str:
     return f" and {counted(count, 'method')} refused as not faster on {space.gate.target}"
 
 
-def _boldest(space: Space, full: Plan, search: str) -> Plan:
-    """Return the plan that a search ends in if every error is allowed."""
-    bold = {}
-    for site, candidates in space.candidates.items():
-        if search == "ilp":
-            best = max(candidates, key=lambda method: space.saved(site, method), default=None)
-            worth = best is not None and space.saved(site, best) > 0
-            bold[site] = best if best is not None and worth else Method.FULL
-        else:
-            bold[site] = candidates[0] if candidates else Method.FULL
-    return replace(full, cells=(full.cells[0], *[bold] * (full.steps - 1)))
+def _least(space: Space, full: Plan) -> float:
+    """Return what no plan goes below: the fastest methods, residuals for them kept for nothing."""
+
+    def fastest(site: str) -> Method:
+        best = max(space.candidates[site], key=lambda m: space.saved(site, m), default=Method.FULL)
+        return best if space.saved(site, best) > 0 else Method.FULL
+
+    row = {site: fastest(site) for site in space.candidates}
+    plan = replace(full, cells=(full.cells[0], *[row] * (full.steps - 1)))
+    if space.latencies is None:
+        return space.predicted(plan)
+    sites = {name: replace(found, keeping_ms={}) for name, found in space.latencies.sites.items()}
+    return replace(space.latencies, sites=sites).predicted_ms(plan)
 
 
 def least_threshold(
@@ -81,31 +82,49 @@ def least_threshold(
 ) -> float:
     """Return the least threshold, to within a tenth, of those tried that meets a budget.
 
+    Larger thresholds make faster plans, but where windows that they allow have residuals that
+    take longer to keep than the windows save: if none from `start` on meets it, lower ones are
+    tried.
+
     Args:
         search: name of the search, whose losses have a scale of their own.
         sites: M.
-        meets: searches with a threshold and tells whether the plan meets the budget; with every
-            error allowed it does.
+        meets: searches with a threshold and tells whether the plan meets the budget.
         start: the first threshold to try.
+
+    Raises:
+        PlanError: if none of them does.
     """
     largest = 1.01 * sites * (LARGEST_RELATIVE if search == "greedy" else LARGEST_ERROR)
-    growth = GROWTH[search]
-    high = start
-    if meets(high):
-        while meets(low := _rounded(high / growth)):
-            high = low
-            if low <= SMALLEST:
-                return high
-    else:
-        low = high
-        while not meets(high := min(_rounded(low * growth), largest)):
-            if high == largest:
-                raise PlanError(f"no threshold up to {largest:g} meets the budget")
-            low = high
+    rungs = _rungs(start, GROWTH[search], largest)
+    first = rungs.index(start)
+    order = [*range(first, len(rungs)), *reversed(range(first))]
+    at = next((number for number in order if meets(rungs[number])), None)
+    if at is None:
+        raise PlanError(f"no threshold up to {largest:g} meets the budget")
+    if at <= first:
+        while at > 0 and meets(rungs[at - 1]):
+            at -= 1
+        if at == 0:
+            return rungs[0]
+    low, high = rungs[at - 1], rungs[at]
     while high / low > CLOSE:
         middle = _rounded(math.sqrt(low * high))
-        low, high = (low, middle) if meets(middle) else (middle, high)
+        if meets(middle):
+            high = middle
+        else:
+            low = middle
     return high
+
+
+def _rungs(start: float, growth: float, largest: float) -> list[float]:
+    """Return thresholds from the smallest to the largest, each `growth` times the one below."""
+    rungs = [start]
+    while rungs[0] > SMALLEST:
+        rungs.insert(0, _rounded(rungs[0] / growth))
+    while rungs[-1] < largest:
+        rungs.append(min(_rounded(rungs[-1] * growth), largest))
+    return rungs
 
 
 def _rounded(threshold: float) -> float:

@@ -113,7 +113,7 @@ class _Seeker:
         options, space = self._options, self._space
         full = Plan.uniform(space.program, self._table.steps, Method.FULL)
         goal = Goal(options.speedup, options.budget_ms)
-        limit = limit_of(space, full, options.search, goal)
+        limit = limit_of(space, full, goal)
         results = Results(self._tried, {**self._arguments, **asdict(goal)})
         if results.uncompressed is None:
             nothing = replace(space, candidates=dict.fromkeys(space.candidates, ()))
