@@ -98,7 +98,7 @@ def least_threshold(
     largest = 1.01 * sites * (LARGEST_RELATIVE if search == "greedy" else LARGEST_ERROR)
     rungs = _rungs(start, GROWTH[search], largest)
     first = rungs.index(start)
-    order = [*range(first, len(rungs)), *reversed(range(first))]
+    order = [*range(first, len(rungs)), *range(first)[::-1]]
     at = next((number for number in order if meets(rungs[number])), None)
     if at is None:
         raise PlanError(f"no threshold up to {largest:g} meets the budget")
