@@ -11,6 +11,7 @@ import pytest
 from ditc.passes import Method, Plan, Program, Window
 from ditc.runtime.errors import DitcError, PlanError
 from ditc.tools.latencies import Latencies, SiteLatency
+from ditc.tools.site_forms import SiteStates
 from ditc.tools.space import space_of
 
 from .samples import sample
@@ -91,11 +92,25 @@ def test_a_method_that_is_not_faster_is_no_candidate() -> None:
 
 
 def test_the_fastest_method_is_tried_first() -> None:
-    space = space_of(program(), latencies=made(program(), **{"wa-rs+asc": 8.0, "asc": 5.0}))
-    for site in space.windows:  # of wa-rs+asc and wa-rs, equally fast, the paper's first
-        assert space.candidates[site] == (AST, ASC, Method.WA_RS_ASC, WA_RS)
-    in_the_papers_order = space_of(program()).candidates
-    assert set(in_the_papers_order.values()) == {(AST, Method.WA_RS_ASC, WA_RS, ASC)}
+    """Of those that are equally fast the paper's first; a window pays for its residual."""
+    space = space_of(program(), latencies=made(program(), **{"wa-rs+asc": 8.0, "asc": 5.5}))
+    everything = (AST, ASC, Method.WA_RS_ASC, WA_RS)
+    states = SiteStates(space)
+    for site in space.windows:
+        assert space.candidates[site] == (AST, Method.WA_RS_ASC, WA_RS, ASC)
+        states.note(site, FULL)  # 3 ms more with its residual, of which a window saves 2
+        assert states.candidates(site) == (AST, ASC)
+        assert states.gain(site, WA_RS) == -1
+        states.note(site, AST)
+        assert states.candidates(site) == (AST, ASC)
+        states.note(site, ASC)  # 2 ms, as much as a window saves
+        assert states.candidates(site) == (AST, ASC)
+        assert states.gain(site, WA_RS) == 0
+        states.note(site, WA_RS)  # who pays
+        assert states.candidates(site) == everything
+        assert states.gain(site, WA_RS) == 2
+        states.note(site, FULL)
+        assert states.candidates(site) == (AST, ASC)
 
 
 def test_files_hold_them_all(tmp_path: Path) -> None:

@@ -99,7 +99,7 @@ def least_threshold(
     rungs = _rungs(start, GROWTH[search], largest)
     first = rungs.index(start)
     order = [*range(first, len(rungs)), *range(first)[::-1]]
-    at = next((number for number in order if meets(rungs[number])), None)
+    at: int | None = next((number for number in order if meets(rungs[number])), None)
     if at is None:
         raise PlanError(f"no threshold up to {largest:g} meets the budget")
     if at <= first:

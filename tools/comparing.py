@@ -170,8 +170,21 @@ def _reasons(plan: Plan, step: int, site: str) -> Iterator[str]:
     gate = plan.origin.gate
     for refused in gate.refused.get(site, ()) if gate else ():
         yield f"  {refused:<10} never tried: not faster than full here on {gate and gate.target}"
+    if _is_spared(plan, step, site):
+        yield "  wa-rs      not tried here: its residual takes longer to keep than it saves"
     if method is Method.FULL and plan.origin.algorithm != "ilp":
         yield "  full       no candidate was good enough"
+
+
+def _is_spared(plan: Plan, step: int, site: str) -> bool:
+    """Return whether no window was tried, as it would have been the first to read a residual."""
+    assert plan.origin is not None
+    assert plan.losses is not None
+    all_tried = plan.method(step, site) is Method.FULL or plan.origin.algorithm == "ilp"
+    gate = plan.origin.gate
+    if gate is None or not all_tried or Method.WA_RS in gate.refused.get(site, ()):
+        return False
+    return Method.WA_RS not in plan.losses[step].get(site, {})
 
 
 def _allowed(plan: Plan, origin: Origin, site: str) -> str:

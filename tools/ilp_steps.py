@@ -65,7 +65,7 @@ class IlpSteps(SiteStates):
         entered = self.entered(inputs)
         errors = self._errors(step, entered) if step else {name: {} for name in names}
         choices = [
-            Choice(name, method, self.space.saved(name, method), error)
+            Choice(name, method, self.gain(name, method), error)
             for name, tried in errors.items()
             for method, error in tried.items()
         ]
@@ -91,7 +91,7 @@ class IlpSteps(SiteStates):
             spread = spread_of(reference)
             errors[name] = {
                 candidate: squared_error(reference, joined(forms.exits(candidate)), spread)
-                for candidate in self.space.candidates[name]
+                for candidate in self.candidates(name)
             }
             for error in errors[name].values():
                 check_loss(step, name, error)

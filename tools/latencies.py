@@ -88,6 +88,13 @@ class Latencies:
         """Return whether a method is known to be faster than `full` at a site."""
         return self.saved_ms(site, method) > 0
 
+    def keeping_extra_ms(self, site: str, method: Method) -> float:
+        """Return what keeping a residual adds to a method at a site; 0 if it wasn't measured."""
+        found = self.sites[site]
+        if method not in found.keeping_ms:
+            return 0.0
+        return max(found.keeping_ms[method] - found.ms[method], 0.0)
+
     def predicted_ms(self, plan: Plan) -> float:
         """Return what a generation takes in the engine, of this batch.
 
@@ -100,11 +107,11 @@ class Latencies:
     def _step_ms(self, plan: Plan, step: int) -> float:
         kept = kept_residuals(plan, step)
         total = self.step_ms
-        for site, found in self.sites.items():
+        for site in self.sites:
             method = plan.method(step, site)
             total -= self.saved_ms(site, method)
-            if site in kept and method in found.keeping_ms:
-                total += max(found.keeping_ms[method] - found.ms[method], 0.0)
+            if site in kept:
+                total += self.keeping_extra_ms(site, method)
         return max(total, 0.0)
 
     def check(self, program: Program, windows: Mapping[str, SiteWindow]) -> None:

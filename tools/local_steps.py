@@ -48,11 +48,12 @@ class LocalSteps(SiteStates):
         name = forms.part.site.name
         limit = threshold_of(self._threshold, number, len(self.pieces.sites))
         losses: dict[Method, float] = {}
-        if not step or not self.space.candidates[name]:
+        candidates = self.candidates(name) if step else ()
+        if not candidates:
             return Method.FULL, losses
         reference = joined(forms.exits(Method.FULL))
         spread = spread_of(reference)
-        for candidate in self.space.candidates[name]:
+        for candidate in candidates:
             losses[candidate] = squared_error(reference, joined(forms.exits(candidate)), spread)
             check_loss(step, name, losses[candidate])
             if losses[candidate] < limit:

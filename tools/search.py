@@ -5,7 +5,7 @@ aggressive method whose error on the whole model's output stays under a threshol
 (arXiv 2503.22796): errors at the layer itself, and a 0/1 program.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import version
 from typing import Protocol
@@ -40,8 +40,8 @@ class Steps(Protocol):
     def snapshot(self) -> Mapping[str, torch.Tensor]:
         """Return the tensors to go on from."""
 
-    def restore(self, snapshot: Mapping[str, torch.Tensor], last: Decided) -> None:
-        """Go on from a snapshot, behind a step."""
+    def restore(self, snapshot: Mapping[str, torch.Tensor], steps: Sequence[Decided]) -> None:
+        """Go on from a snapshot, behind the last of the steps."""
 
 
 SEARCHES: Mapping[str, Callable[[Space, float], Steps]] = {
@@ -109,7 +109,7 @@ def find(
     record: list[Decided] = []
     if resume is not None and resume.steps:
         record.extend(resume.steps)
-        steps.restore(resume.slots, resume.steps[-1])
+        steps.restore(resume.slots, resume.steps)
         trajectory.restore(len(record), resume.trajectory)
     for step in range(len(record), table.steps):
         new, output = steps.decide(step, trajectory.inputs(step))

@@ -1,6 +1,6 @@
 """What a site yields under each method, and what it leaves behind for later steps."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 
@@ -24,6 +24,7 @@ class SiteStates:
         self.multiply_adds = 0
         self.plain_multiply_adds = 0
         self.needs = _needed_behind(self)
+        self._unread: dict[str, Method] = {}
 
     def snapshot(self) -> Values:
         """Return what the slots hold, by names of their own."""
@@ -34,8 +35,8 @@ class SiteStates:
         }
         return outputs | {f"{site} residual": value for site, value in self.residuals.items()}
 
-    def restore(self, snapshot: Mapping[str, torch.Tensor], last: Decided) -> None:
-        """Go on with slots as they were when `snapshot` was taken, behind a step."""
+    def restore(self, snapshot: Mapping[str, torch.Tensor], steps: Sequence[Decided]) -> None:
+        """Go on with slots as they were when `snapshot` was taken, behind the last of the steps."""
         for part in self.pieces.sites:
             name = part.site.name
             self.outputs[name] = {
@@ -43,12 +44,45 @@ class SiteStates:
             }
             if self.keeps_residual(name):
                 self.residuals[name] = snapshot[f"{name} residual"]
-        self.multiply_adds = last.multiply_adds
-        self.plain_multiply_adds = last.plain_multiply_adds
+        for step in steps:
+            for name, method in step.methods.items():
+                self.note(name, method)
+        self.multiply_adds = steps[-1].multiply_adds
+        self.plain_multiply_adds = steps[-1].plain_multiply_adds
 
     def keeps_residual(self, site: str) -> bool:
         """Return whether a later step could want the site's residual."""
         return any(method.windowed for method in self.space.candidates[site])
+
+    def note(self, site: str, method: Method) -> None:
+        """Note which method a site had: a window reads the residual of the latest without one."""
+        if method.runs_full_attention:
+            self._unread[site] = method
+        elif method.windowed:
+            self._unread.pop(site, None)
+
+    def gain(self, site: str, method: Method) -> float:
+        """Return what a method saves at a site now, less what keeping its residual costs.
+
+        The first window that reads a residual is the one that it is kept for.
+        """
+        saved, kept_by = self.space.saved(site, method), self._unread.get(site)
+        if not method.windowed or kept_by is None:
+            return saved
+        return saved - self.space.keeping(site, kept_by)
+
+    def candidates(self, site: str) -> tuple[Method, ...]:
+        """Return the methods to try at a site now, in turn.
+
+        In the paper's order; where latencies were measured, fastest first, and none that doesn't
+        gain.
+        """
+        methods = self.space.candidates[site]
+        if self.space.latencies is None:
+            return methods
+        gains = {method: self.gain(site, method) for method in methods}
+        paying = [method for method in methods if gains[method] > 0]
+        return tuple(sorted(paying, key=lambda method: -gains[method]))
 
     def run(self, piece: Piece, values: Mapping[str, torch.Tensor]) -> Values:
         """Run a piece and count it."""
@@ -111,6 +145,7 @@ class Forms:
     def keep(self, method: Method) -> None:
         """Leave in the slots what a step of this method leaves there."""
         name = self.part.site.name
+        self._states.note(name, method)
         if method is not Method.AST:
             self._states.outputs[name] = self.exits(method)
         if method.runs_full_attention and self._states.keeps_residual(name):

@@ -1,6 +1,6 @@
 """What a search may choose: the model cut at its sites, and the methods each site may have."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from ditc.passes import (
@@ -32,7 +32,7 @@ class Space:
         program: the captured model, its batch the calibration samples (twice with CFG).
         pieces: the program, cut at the sites.
         windows: window of each site.
-        candidates: for each site the methods to try, in that order.
+        candidates: for each site the methods to try, in the paper's order.
         cost: multiply-adds of the model and its sites.
         latencies: what each method takes on the target, None where multiply-adds have to do.
         gate: what was refused because of them, None without.
@@ -53,6 +53,13 @@ class Space:
         cost = self.cost.sites[site]
         return cost.full - cost.of(method, self.windows[site])
 
+    def keeping(self, site: str, method: Method) -> float:
+        """Return what a residual costs a site that keeps it: milliseconds, without latencies 0.
+
+        The paper's search counts no multiply-adds for it.
+        """
+        return 0.0 if self.latencies is None else self.latencies.keeping_extra_ms(site, method)
+
     def predicted(self, plan: Plan) -> float:
         """Return what a generation takes: milliseconds, else the share of multiply-adds left."""
         if self.latencies is not None:
@@ -71,8 +78,7 @@ def space_of(
         program: the captured model.
         windows: window of each site to compress, the default one of every eligible site if None.
         latencies: of the target. A method that isn't faster than full attention at a site there
-            is no candidate at that site, whatever its multiply-adds promise. The others are tried
-            fastest first: the paper's order is that of what they compute.
+            is no candidate at that site, whatever its multiply-adds promise.
 
     Raises:
         PlanError: if nothing is eligible, or the latencies are of another model, resolution,
@@ -99,20 +105,11 @@ def space_of(
         for site, methods in possible.items()
     }
     kept = {
-        site: _fastest_first(
-            latencies, site, [method for method in methods if method not in refused[site]]
-        )
+        site: tuple(method for method in methods if method not in refused[site])
         for site, methods in possible.items()
     }
     gate = Gate(latencies.target, {site: methods for site, methods in refused.items() if methods})
     return Space(program, pieces, chosen, kept, cost, latencies, gate)
-
-
-def _fastest_first(
-    latencies: Latencies, site: str, methods: Sequence[Method]
-) -> tuple[Method, ...]:
-    """Return methods by what they save at a site; where as much, in the order they are in."""
-    return tuple(sorted(methods, key=lambda method: -latencies.saved_ms(site, method)))
 
 
 def _possible(

@@ -46,7 +46,7 @@ class GreedySteps(SiteStates):
             self._count_plain(decided)
         for number, part in enumerate(self.pieces.sites):
             name, forms = part.site.name, Forms(self, part, base)
-            candidates = self.space.candidates[name] if step else ()
+            candidates = self.candidates(name) if step else ()
             method, tried[name], base = self._choose(number, candidates, forms, base, reference)
             for candidate, loss in tried[name].items():
                 check_loss(step, name, loss)
