@@ -76,8 +76,19 @@ def test_costs_are_scaled_to_the_batch_of_the_bundle() -> None:
 def test_what_a_prologue_spares_the_steps_is_told_apart() -> None:
     costs = Costs(10, (4, 6), ((4, 6), (2, 0)))
     found, absent = scaled(costs, (54, 30))
-    assert (found, absent) == (Costs(30, (12, 18), ((12, 18), (6, 0)), 6), ())
+    assert (found, absent) == (Costs(30, (12, 18), ((12, 18), (6, 0)), (6, 6)), ())
     assert (found.attention_left, found.model_left) == (costs.attention_left, costs.model_left)
+
+
+def test_what_else_a_step_does_not_need_is_told_apart_where_the_batch_is_known() -> None:
+    """As what alone makes the input of a site that returns its last output."""
+    costs = Costs(10, (4, 6), ((4, 6), (2, 0)))
+    found, absent = scaled(costs, (60, 32), 3)
+    assert (found, absent) == (Costs(30, (12, 18), ((12, 18), (6, 0)), (0, 4)), ())
+    assert found is not None
+    assert found.rests == (30, 26)
+    for totals in ((61, 36), (60, 5)):  # more than the plan states, and less than the sites take
+        assert scaled(costs, totals, 3)[0] is None
 
 
 def test_costs_that_do_not_fit_the_bundle_are_left_out() -> None:

@@ -226,6 +226,9 @@ def _foretold(sched: Schedule, most: int) -> Iterator[str]:
             f"of what the plan saves and costs {curve.slowdown(count):.2f} x at attention; "
             "--max-buckets all merges none"
         )
+        origin = sched.plan.origin
+        if origin is not None and origin.goal is not None:
+            yield f"the plan was found for {origin.goal}, which counts on graphs that aren't merged"
 
 
 def _aside(path: Path | None, near: Earlier | None, sched: Schedule) -> str:

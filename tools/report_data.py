@@ -163,7 +163,9 @@ def _of_bundle(path: Path, variant: str | None) -> Facts:
             frozenset(residuals[name] for name in owner.writes if name in residuals)
             for owner in owners
         ]
-        costs, unfit = scaled(costs_of(plan, rows, kept), totals)
+        batch = None if plan.origin is None else plan.origin.samples
+        ratio = manifest.samples / batch if manifest.samples and batch else None
+        costs, unfit = scaled(costs_of(plan, rows, kept), totals, ratio)
         searched, untold = searched_of(plan)
         absent = (*unfit, *untold)
     least, most = manifest.batches

@@ -118,7 +118,7 @@ def _layers(facts: Facts) -> dict[str, list[int]]:
     """Return class and values of each layer of the bars, lowest first."""
     if facts.costs is None:
         return {"bar": list(facts.totals)}
-    layers = {REST: [facts.costs.rest - facts.costs.spared] * facts.steps}
+    layers = {REST: list(facts.costs.rests)}
     for number, method in enumerate(METHODS):
         values = [
             sum(cost for found, cost in zip(row, spent, strict=True) if found == method)

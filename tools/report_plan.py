@@ -42,18 +42,26 @@ class Costs:
         rest: of all but the sites.
         full: of each site as trained.
         spent: for each step, of each site under its method.
-        spared: of `rest`, what a bundle's prologue computes in the place of the steps.
+        spared: of `rest`, what a bundle's graph computes less of at each step: what its prologue
+            does in the place of the steps, and what nobody needs where a site's inputs aren't
+            needed. None of it if empty.
     """
 
     rest: int
     full: tuple[int, ...]
     spent: tuple[tuple[int, ...], ...]
-    spared: int = 0
+    spared: tuple[int, ...] = ()
 
     @property
     def whole(self) -> int:
         """Multiply-adds of an uncompressed step."""
         return self.rest + sum(self.full)
+
+    @property
+    def rests(self) -> tuple[int, ...]:
+        """What all but the sites take at each step."""
+        spared = self.spared or (0,) * len(self.spent)
+        return tuple(self.rest - less for less in spared)
 
     @property
     def attention_left(self) -> float:
@@ -109,34 +117,42 @@ def costs_of(plan: Plan, rows: Sequence[Sequence[str]], kept: Sequence[frozenset
     return Costs(plan.cost.rest, full, spent)
 
 
-def scaled(costs: Costs, totals: Sequence[int]) -> tuple[Costs | None, tuple[Absent, ...]]:
+def scaled(
+    costs: Costs, totals: Sequence[int], ratio: float | None = None
+) -> tuple[Costs | None, tuple[Absent, ...]]:
     """Scale a plan's costs to a bundle's batch, which may be another, if they fit at every step.
-
-    A bundle's steps are spared what its prologue computes, the same in all of them: what they cost
-    beside their sites has to be one number, and no more than the plan states.
 
     Args:
         costs: of the plan's cells, for the batch it was made with.
         totals: multiply-adds of each step's graphs.
+        ratio: the bundle's batch over that; None where it isn't known, and is taken from steps
+            that differ. What a step costs beside its sites has to be the same in all of them then.
     """
     sites = [sum(row) for row in costs.spent]
-    low, high = (sites.index(pick(sites)) for pick in (min, max))
-    if sites[low] != sites[high]:
-        ratio = (totals[high] - totals[low]) / (sites[high] - sites[low])
-    else:
-        ratio = totals[0] / (costs.rest + sites[0]) if costs.rest + sites[0] else 0.0
+    near, known = FIT * max(totals), ratio is not None
+    if ratio is None:
+        ratio = _ratio(costs, sites, totals)
     rests = [total - ratio * own for total, own in zip(totals, sites, strict=True)]
-    near = FIT * max(totals)
-    if ratio <= 0 or max(rests) - min(rests) > near or max(rests) > ratio * costs.rest + near:
+    same = known or max(rests) - min(rests) <= near
+    if ratio <= 0 or not same or min(rests) < -near or max(rests) > ratio * costs.rest + near:
         why = "the multiply-adds that the plan states don't fit those of the bundle's graphs"
         return None, (Absent("Attention and model left, costs of cells", why),)
+    spared = tuple(max(round(costs.rest * ratio - max(rest, 0.0)), 0) for rest in rests)
     scaled = Costs(
         round(costs.rest * ratio),
         tuple(round(cost * ratio) for cost in costs.full),
         tuple(tuple(round(cost * ratio) for cost in row) for row in costs.spent),
-        max(round(costs.rest * ratio - max(rests)), 0),
+        spared if any(spared) else (),
     )
     return scaled, ()
+
+
+def _ratio(costs: Costs, sites: Sequence[int], totals: Sequence[int]) -> float:
+    """Return a bundle's batch over a plan's, by the two steps that differ most."""
+    low, high = (sites.index(pick(sites)) for pick in (min, max))
+    if sites[low] != sites[high]:
+        return (totals[high] - totals[low]) / (sites[high] - sites[low])
+    return totals[0] / (costs.rest + sites[0]) if costs.rest + sites[0] else 0.0
 
 
 def searched_of(plan: Plan) -> tuple[Searched | None, tuple[Absent, ...]]:

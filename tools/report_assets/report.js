@@ -74,8 +74,7 @@ function aboutCell(step, site) {
 function aboutWork(step) {
   const nodes = [make("b", "step " + step), make("div", quantity(data.totals[step]) + " multiply-adds")];
   if (!data.spent) return nodes;
-  const whole = data.rest + data.full.reduce((sum, cost) => sum + cost, 0);
-  nodes.push(make("div", percent(data.totals[step], whole) + " of an uncompressed step", "soft"));
+  nodes.push(make("div", percent(data.totals[step], data.whole) + " of an uncompressed step", "soft"));
   const sums = data.methods.map(() => [0, 0]);
   data.cells[step].forEach((method, site) => {
     sums[method][0] += 1;
@@ -92,7 +91,7 @@ function aboutWork(step) {
   const row = table.insertRow();
   const name = make("td");
   name.append(make("i", undefined, "swatch rest"), "rest");
-  row.append(name, make("td", quantity(data.rest)));
+  row.append(name, make("td", quantity(data.rests[step])));
   nodes.push(table);
   return nodes;
 }
