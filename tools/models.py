@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from ditc.passes import Recording, record
-from ditc.runtime.errors import DitcError
+from ditc.runtime.errors import DitcError, first_line
 
 from .glyphs import IMAGE_SIZE, NULL_CLASS, demo_scheduler, load_demo_model
 from .samples import with_samples
@@ -166,8 +166,15 @@ def _from_pipeline(
         return record(pipe, call={"num_inference_steps": steps, **more}, weights=weights)
     except (TypeError, ValueError) as error:
         raise DitcError(
-            f"model {model}: {type(pipe).__name__} refuses its arguments ({error}): give them with "
-            "--call"
+            f"model {model}: {type(pipe).__name__} refuses its arguments ({first_line(error)}): "
+            "give them with --call"
+        ) from error
+    except (DitcError, MemoryError):
+        raise
+    except Exception as error:  # whatever the pipeline's own code ran into
+        raise DitcError(
+            f"model {model}: {type(pipe).__name__} raised {type(error).__name__}: "
+            f"{first_line(error)}: check --call"
         ) from error
 
 
@@ -178,5 +185,4 @@ def _why(model: str, error: BaseException) -> str:
         if deeper is None:
             break
         error = deeper
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+    return first_line(error)

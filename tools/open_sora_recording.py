@@ -7,7 +7,7 @@ import torch
 from diffusers import AutoencoderKL
 
 from ditc.passes import Recording, record
-from ditc.runtime.errors import DitcError
+from ditc.runtime.errors import DitcError, first_line
 
 from .arrays import read_array
 from .open_sora_loading import load_open_sora
@@ -38,8 +38,15 @@ def open_sora_recording(folder: Path, steps: int, call: Mapping[str, object]) ->
         return record(pipe, call={"num_inference_steps": steps, **given})
     except (TypeError, ValueError) as error:
         raise DitcError(
-            f"model {folder}: Open-Sora's pipeline refuses its arguments ({error}): give them with "
-            "--call"
+            f"model {folder}: Open-Sora's pipeline refuses its arguments ({first_line(error)}): "
+            "give them with --call"
+        ) from error
+    except (DitcError, MemoryError):
+        raise
+    except Exception as error:  # whatever the pipeline's own code ran into
+        raise DitcError(
+            f"model {folder}: Open-Sora's pipeline raised {type(error).__name__}: "
+            f"{first_line(error)}: check --call"
         ) from error
 
 
