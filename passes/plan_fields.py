@@ -12,7 +12,9 @@ __all__ = [
     "read_fields",
     "read_integer",
     "read_list",
+    "read_no_negative",
     "read_number",
+    "read_positive",
     "read_text",
 ]
 
@@ -28,6 +30,22 @@ def read_number(value: object, where: str) -> float:
     if not -MAX_NUMBER <= value <= MAX_NUMBER:
         raise PlanError(f"{where}: expected a number up to {MAX_NUMBER:g}, found a larger one")
     return float(value)
+
+
+def read_no_negative(value: object, where: str) -> float:
+    """Return a finite number from 0 on."""
+    number = read_number(value, where)
+    if number < 0:
+        raise PlanError(f"{where}: is {number:g}, expected no negative number")
+    return number
+
+
+def read_positive(value: object, where: str) -> float:
+    """Return a finite number above 0."""
+    number = read_number(value, where)
+    if number <= 0:
+        raise PlanError(f"{where}: is {number:g}, expected a positive number")
+    return number
 
 
 def read_fields(

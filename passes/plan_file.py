@@ -17,7 +17,9 @@ from .plan_fields import (
     read_fields,
     read_integer,
     read_list,
+    read_no_negative,
     read_number,
+    read_positive,
     read_text,
 )
 from .tile_window import TileWindow
@@ -135,7 +137,13 @@ def _cells(value: object, steps: int, sites: tuple[str, ...]) -> tuple[Mapping[s
     rows = _rows(value, "cells", steps)
     if steps * len(sites) > MAX_CELLS:
         raise PlanError(f"cells: {steps * len(sites)} are more than {MAX_CELLS}")
-    return tuple(_row(row, step, sites) for step, row in enumerate(rows))
+    cells = tuple(_row(row, step, sites) for step, row in enumerate(rows))
+    for site, method in cells[0].items():
+        if method is not Method.FULL:
+            raise PlanError(
+                f"step 0, site {site}: is {method}, expected full: nothing is kept before it"
+            )
+    return cells
 
 
 def _rows(value: object, where: str, steps: int) -> list[object]:
@@ -196,7 +204,7 @@ def _origin(value: object, sites: tuple[str, ...]) -> Origin:
     fields = read_fields(value, "found", names, {"target", "gated", "speedup", "budget_ms"})
     return Origin(
         search=read_text(fields["search"], "found.search"),
-        threshold=read_number(fields["threshold"], "found.threshold"),
+        threshold=read_positive(fields["threshold"], "found.threshold"),
         metric=read_text(fields["metric"], "found.metric"),
         seed=read_integer(fields["seed"], "found.seed", 0, MAX_SEED),
         samples=read_integer(fields["samples"], "found.samples", 1, 2**31),
@@ -231,10 +239,7 @@ def _goal(found: Mapping[str, object]) -> Goal | None:
     given = {name: found[name] for name in ("speedup", "budget_ms") if name in found}
     if len(given) > 1:
         raise PlanError("found: has both speedup and budget_ms, expected one at most")
-    numbers = {name: read_number(value, f"found.{name}") for name, value in given.items()}
-    for name, number in numbers.items():
-        if number <= 0:
-            raise PlanError(f"found.{name}: is {number:g}, expected a positive number")
+    numbers = {name: read_positive(value, f"found.{name}") for name, value in given.items()}
     return Goal(**numbers) if numbers else None
 
 
@@ -251,10 +256,7 @@ def _pareto(value: object) -> tuple[Tried, ...]:
 def _tried(value: object, where: str) -> Tried:
     names = {"threshold", "loss", "multiply_adds_left"}
     fields = read_fields(value, where, names, {"latency_ms"})
-    numbers = {name: read_number(fields[name], f"{where}.{name}") for name in fields}
-    for name, number in numbers.items():
-        if number < 0:
-            raise PlanError(f"{where}.{name}: is {number:g}, expected no negative number")
+    numbers = {name: read_no_negative(fields[name], f"{where}.{name}") for name in fields}
     return Tried(
         numbers["threshold"],
         numbers["loss"],
@@ -279,7 +281,9 @@ def _loss_cell(value: object, step: int, site: str) -> Losses:
     where = f"losses of step {step}, site {site}"
     if not isinstance(value, dict):
         raise PlanError(f"{where}: expected an object, found {kind_of(value)}")
-    return {parse_method(name, where): read_number(loss, where) for name, loss in value.items()}
+    return {
+        parse_method(name, where): read_no_negative(loss, where) for name, loss in value.items()
+    }
 
 
 def _scale(value: object) -> float | None:

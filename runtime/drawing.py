@@ -37,8 +37,8 @@ def sampler_of(manifest: Manifest) -> tuple[SamplerTable, InputInfo]:
     latents = manifest.input_of("latents")
     if manifest.sampler is None or latents is None:
         raise BundleError(
-            "the bundle has no sampler or no latents input; use step() and a loop of your own, "
-            "or compile with sampler="
+            "the bundle has no sampler or no latents input: attach it to its pipeline, use step() "
+            "in a loop of your own, or compile without --no-sampler (sampler= in Python)"
         )
     return manifest.sampler, latents
 

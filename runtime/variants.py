@@ -93,9 +93,15 @@ def read_index(root: Path) -> Index | None:
     Raises:
         BundleError: if there is no bundle, or its manifest is malformed.
     """
-    if (root / PIPELINE).is_file() and not (root / MANIFEST_FILE).exists():
+    manifest = root / MANIFEST_FILE
+    if not manifest.exists() and not manifest.is_symlink():
+        if (root / PIPELINE).is_file():
+            raise BundleError(
+                f"{root}: is a diffusers pipeline, no bundle: compile it with 'ditc compile'"
+            )
         raise BundleError(
-            f"{root}: is a diffusers pipeline, no bundle: compile it with 'ditc compile'"
+            f"{root}: is no bundle: it holds no {MANIFEST_FILE}: name a folder that 'ditc compile' "
+            "wrote, or copy that whole"
         )
     value = read_version(load_json(read_text(root, MANIFEST_FILE), MANIFEST_FILE))
     return Index.from_json(value) if "variants" in value else None

@@ -115,6 +115,11 @@ def test_misuse(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert "--sites and --out go together" in capsys.readouterr().err
     assert main(["bench", "demo", "--sites", "-o", str(tmp_path / "no" / "y")]) == 1
     assert "there is no folder" in capsys.readouterr().err
+    assert main(["bench", "package.module:factory"]) == 1
+    assert capsys.readouterr().err == (
+        "ditc: package.module:factory: is no folder, expected a bundle: compile one there, or time "
+        "a model's sites with --sites -o latency.json\n"
+    )
     for option in (["--json"], ["--cuda-graphs"], ["--variant", "a"]):
         assert main(["bench", "demo", "--sites", "-o", str(tmp_path / "y"), *option]) == 1
         assert capsys.readouterr().err == (

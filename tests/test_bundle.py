@@ -453,7 +453,9 @@ def test_conditioning_without_a_batch_has_no_halves(tmp_path: Path) -> None:
 def test_generate_needs_a_sampler(roots: dict[str, Path]) -> None:
     bundle, _ = null(roots["loopless"])
     with pytest.raises(
-        BundleError, match=r"has no sampler .*; use step\(\) and a loop of your own"
+        BundleError,
+        match=r"has no sampler .*: attach it to its pipeline, use step\(\) in a loop of your own, "
+        r"or compile without --no-sampler \(sampler= in Python\)",
     ):
         bundle.generate()
 
@@ -504,7 +506,7 @@ def link_weights(root: Path) -> None:
         (truncate_graph, r"full.onnx: has \d+ bytes, expected \d+; it was cut short or altered"),
         (link_weights, "weights.safetensors: is a symbolic link"),
         (lambda root: (root / "rest.onnx").unlink(), "rest.onnx: is missing, expected a file"),
-        (lambda root: (root / "manifest.json").unlink(), "manifest.json: is missing"),
+        (lambda root: (root / "manifest.json").unlink(), "is no bundle: it holds no manifest.json"),
     ],
 )
 def test_damaged_bundles_are_refused(

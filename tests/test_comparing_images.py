@@ -75,7 +75,7 @@ def test_refusals(capsys: Capture, sets: tuple[Path, Path], tmp_path: Path) -> N
         return line.removeprefix("ditc: ")
 
     assert told(sets[0], tmp_path / "none").endswith(
-        "no folder of images and no .npy file is there"
+        "no folder of images, no .png and no .npy file is there"
     )
     prompts = tmp_path / "prompts.txt"
     assert "can't be read" in told(*sets, "--prompts", prompts)

@@ -232,6 +232,19 @@ def test_compile_a_saved_pipeline(capsys: Capture, tmp_path: Path) -> None:
     assert Bundle.open(tmp_path / "bundle", threads=1).manifest.decoder is None
 
 
+def test_a_call_that_the_pipeline_breaks_on(capsys: Capture, tmp_path: Path) -> None:
+    """Where the pipeline's own code raises, one line says what; whose fault it is isn't known."""
+    pipeline().save_pretrained(tmp_path / "pipe")
+    call = json.dumps({"class_labels": [2000]})
+    message = fails(
+        capsys, "search", tmp_path / "pipe", "-o", tmp_path / "plan.json", "--call", call
+    )
+    assert message == (
+        f"model {tmp_path / 'pipe'}: DiTPipeline raised IndexError: index out of range in self: "
+        "check --call"
+    )
+
+
 def test_a_scheduler_that_no_table_holds_is_left_out(capsys: Capture, tmp_path: Path) -> None:
     pipe = pipeline()
     pipe.scheduler = DDIMScheduler(clip_sample=True)

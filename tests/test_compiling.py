@@ -254,7 +254,7 @@ def test_a_bundle_that_is_not_as_it_was_written(tmp_path: Path) -> None:
     manifest.write_text(text[: len(text) // 2])
     assert told()
     manifest.unlink()
-    assert "manifest.json: is missing" in told()
+    assert "is no bundle: it holds no manifest.json" in told()
 
 
 def test_inputs_that_are_not_finite() -> None:

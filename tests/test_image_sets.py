@@ -53,12 +53,25 @@ def test_grey_pictures_and_arrays_say_the_same(tmp_path: Path) -> None:
         np.testing.assert_allclose(read_images(tmp_path / name).images, expected, atol=1e-6)
 
 
+def test_one_picture_is_a_set_of_one(tmp_path: Path) -> None:
+    pixels = draw(4, 5, 3)
+    png(tmp_path / "a.png", pixels)
+    (tmp_path / "a.png").rename(tmp_path / "b.PNG")
+    png(tmp_path / "a.png", pixels)
+    first, second = read_pair(tmp_path / "a.png", tmp_path / "b.PNG")
+    assert (first.names, second.names) == (("a.png",), ("b.PNG",))
+    for found in (first, second):
+        expected = pixels.transpose(2, 0, 1)[None] / 127.5 - 1
+        np.testing.assert_allclose(found.images, expected, atol=1e-6)
+
+
 def test_what_is_no_set_of_images(tmp_path: Path) -> None:
     def told(name: str, array: np.ndarray) -> str:
         np.save(tmp_path / name, array)
         return refusal(lambda: read_images(tmp_path / name))
 
-    assert "no folder of images and no .npy" in refusal(lambda: read_images(tmp_path / "none"))
+    message = refusal(lambda: read_images(tmp_path / "none"))
+    assert message.endswith("no folder of images, no .png and no .npy file is there")
     (tmp_path / "empty").mkdir()
     assert refusal(lambda: read_images(tmp_path / "empty")).endswith("files, found neither")
     (tmp_path / "text.npy").write_text("text")

@@ -98,6 +98,9 @@ def test_inspect_refuses(capsys: Capture, tmp_path: Path) -> None:
     assert fails(capsys, "inspect", tmp_path / "none").endswith(
         "no bundle folder and no plan file is there"
     )
-    assert "manifest.json: is missing" in fails(capsys, "inspect", tmp_path)
+    assert fails(capsys, "inspect", tmp_path) == (
+        f"{tmp_path}: is no bundle: it holds no manifest.json: name a folder that 'ditc compile' "
+        "wrote, or copy that whole"
+    )
     (tmp_path / "plan.json").write_text("{}")
     assert 'expected an object with "format"' in fails(capsys, "inspect", tmp_path / "plan.json")

@@ -106,7 +106,7 @@ def test_equal_inputs_give_equal_bytes(tmp_path: Path) -> None:
 
 
 def test_a_variant_has_to_be_named() -> None:
-    with pytest.raises(BundleError, match="holds the variants 20x20, 16x16: name one as the var"):
+    with pytest.raises(BundleError, match="holds the variants 20x20, 16x16: name one, by --var"):
         Bundle.open(several())
     with pytest.raises(BundleError, match="no variant '9x9', expected one of 20x20, 16x16"):
         Bundle.open(several(), variant="9x9")

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ditc.passes import Identity, Method, Plan, Program, TileWindow, Window, capture
+from ditc.passes import Identity, Method, Origin, Plan, Program, TileWindow, Window, capture
 from ditc.passes.plan_file import parse_plan
 from ditc.runtime.errors import PlanError
 
@@ -149,6 +149,7 @@ def drop(*path: str) -> Callable[[dict[str, object]], None]:
     return apply
 
 
+FOUND = Origin("greedy", 0.3, "relative", 0, 2, "0.1.0").to_json()
 FIELDS = {
     "newer": (change("version", to=2), "version 2 is newer than 1: upgrade ditc to read it"),
     "true": (change("version", to=True), "version: expected an integer from 1 to 2147483648"),
@@ -215,6 +216,10 @@ FIELDS = {
         change("cells", to=[["full"] * 2] * 2 + [["full", "wars"]]),
         f"step 2, site {SITE}: unknown method 'wars', expected one of full, asc, wa-rs, wa-rs+asc",
     ),
+    "a compressed step 0": (
+        change("cells", to=[["full", "ast"]] + [["full"] * 2] * 2),
+        f"step 0, site {SITE}: is ast, expected full: nothing is kept before it",
+    ),
     "a site without cost": (
         drop("cost", "sites", SITE),
         f"cost.sites: field '{SITE}' is missing",
@@ -263,6 +268,14 @@ FIELDS = {
     "a loss in words": (
         change("losses", to=[[{}, {"ast": "low"}], [{}, {}], [{}, {}]]),
         f"losses of step 0, site {SITE}: expected a number, found str",
+    ),
+    "a negative loss": (
+        change("losses", to=[[{}, {}], [{}, {"ast": -0.5}], [{}, {}]]),
+        f"losses of step 1, site {SITE}: is -0.5, expected no negative number",
+    ),
+    "a threshold of nothing": (
+        change("found", to={**FOUND, "threshold": 0}),
+        "found.threshold: is 0, expected a positive number",
     ),
     "found": (change("found", to="greedy"), "found: expected an object, found str"),
     "listed method": (

@@ -57,7 +57,8 @@ def test_a_missing_source(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
 
 def test_a_folder_that_is_no_bundle(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "b").mkdir()
-    assert "manifest.json: is missing" in refused(capsys, tmp_path / "o", tmp_path / "b")
+    message = refused(capsys, tmp_path / "o", tmp_path / "b")
+    assert "is no bundle: it holds no manifest.json" in message
 
 
 def test_a_bundle_whose_plan_was_altered(

@@ -15,6 +15,7 @@ from ditc.tools.report_extras import read_bench, read_demo, read_pareto
 from ditc.tools.report_html import Extras
 
 from . import reports
+from .compiled import small_bundle
 from .report_pages import Elements, plan_page, refused
 
 
@@ -127,6 +128,25 @@ def test_malformed_pareto(
     path = reports.write_json(tmp_path / "pareto.json", value)
     line = refused(capsys, tmp_path / "o", reports.write_plan(tmp_path), "--pareto", path)
     assert words in line
+
+
+@pytest.mark.parametrize("option", ["--bench", "--demo", "--pareto"])
+def test_files_that_are_not_there(
+    option: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The demo's is report.json in its folder."""
+    path = tmp_path / "none"
+    source = small_bundle() if option == "--bench" else reports.write_plan(tmp_path)
+    line = refused(capsys, tmp_path / "o", source, option, path)
+    file = path / "report.json" if option == "--demo" else path
+    assert line == f"ditc: {option} {file}: can't be read: No such file or directory\n"
+
+
+def test_the_spread_names_the_worst_image(tmp_path: Path) -> None:
+    text = plan_page(
+        reports.write_plan(tmp_path), Extras(demo=read_demo(reports.write_demo(tmp_path / "demo")))
+    )
+    assert "lowest 20.0 dB, image “B”." in text
 
 
 def test_pareto_that_is_no_json(tmp_path: Path) -> None:

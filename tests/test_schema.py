@@ -133,12 +133,10 @@ def test_an_unknown_field_is_refused(path: tuple[str | int, ...]) -> None:
 @pytest.mark.parametrize("path", FIELDS[::5], ids=lambda path: ".".join(map(str, path)))
 @pytest.mark.parametrize("value", [True, "\x07", "", 1e300, -1.5, [{}], {"a": 1}], ids=repr)
 def test_values_of_no_kind_that_is_asked_for(path: tuple[str | int, ...], value: object) -> None:
-    """Nothing takes any of these, but numbers a negative one, and text none at all."""
+    """Nothing takes any of these, but the scale of guidance a negative number."""
     record = valid()
     holder(record, path[:-1])[path[-1]] = value  # type: ignore[index]
-    number = path in (("found", "threshold"), ("for", "guidance_scale"))
-    a_loss = path[0] == "losses" and len(path) == 4
-    if value == -1.5 and (number or a_loss):
+    if value == -1.5 and path == ("for", "guidance_scale"):
         assert VALIDATOR.is_valid(record)
         assert reader_accepts(record)
     else:
@@ -158,6 +156,9 @@ def test_limits() -> None:
         (("cost", "rest"), -1),
         (("cost", "rest"), 2**63 + 1),
         (("found", "samples"), 0),
+        (("found", "threshold"), 0),
+        (("found", "threshold"), -0.3),
+        (("found", "threshold"), 1e13),
         (("found", "speedup"), 0),
         (("found", "budget_ms"), 1e13),
         (("windows", "blocks.0.attn", "block"), 0),
@@ -168,6 +169,8 @@ def test_limits() -> None:
         (("cells",), []),
         (("cells", 1, 0), "wa_rs"),
         (("losses", 1, 0), {"wa_rs": 0.5}),
+        (("losses", 1, 0), {"wa-rs": -0.5}),
+        (("losses", 1, 0), {"wa-rs": 1e13}),
     ):
         record = valid()
         holder(record, path[:-1])[path[-1]] = wrong  # type: ignore[index]
@@ -202,8 +205,9 @@ def test_one_goal_at_most() -> None:
 
 
 def test_what_only_the_reader_refuses() -> None:
-    """Lengths and names that have to match are beyond a schema."""
+    """Lengths and names that have to match are beyond a schema, and what only step 0 has to be."""
     for path, wrong in (
+        (("cells", 0, 1), "ast"),
         (("cells",), [["full"] * 3] * 3),
         (("cells", 0), ["full"] * 2),
         (("losses", 0), []),

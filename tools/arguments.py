@@ -258,7 +258,7 @@ def add_report_options(parser: argparse.ArgumentParser) -> None:
 
 def add_compare_options(parser: argparse.ArgumentParser) -> None:
     """Add what `ditc compare` takes."""
-    parser.add_argument("first", type=Path, metavar="A", help="folder of .png or .npy, or a .npy")
+    parser.add_argument("first", type=Path, metavar="A", help="folder of .png or .npy, or one file")
     parser.add_argument("second", type=Path, metavar="B", help="the same: what they should be")
     parser.add_argument(
         "--features", choices=("inception", "glyphs"), default="inception", help="Fréchet's"

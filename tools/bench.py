@@ -33,7 +33,7 @@ def check_bench_options(options: argparse.Namespace) -> None:
 
     Raises:
         DitcError: if a bundle is to be timed, and an option is of sites, or what is named is a
-            pipeline.
+            pipeline or no folder.
     """
     place, given = Path(options.what), {"--call": options.call != "{}"}
     given |= {f"--{name}": getattr(options, name) is not None for name in ("window", "samples")}
@@ -44,6 +44,11 @@ def check_bench_options(options: argparse.Namespace) -> None:
         raise DitcError(
             f"{place}: is a diffusers pipeline, no bundle: compile it with 'ditc compile', or time "
             "its sites with --sites -o FILE"
+        )
+    if not place.is_dir():
+        raise DitcError(
+            f"{place}: is no folder, expected a bundle: compile one there, or time a model's sites "
+            "with --sites -o latency.json"
         )
 
 

@@ -25,12 +25,10 @@ from .arguments import (
     add_search_options,
     add_variant_option,
 )
+from .calling import OUT_OF_MEMORY
 from .terminating import terminable
 
 __all__ = ["main"]
-
-OUT_OF_MEMORY = "DefaultCPUAllocator: can't allocate memory"
-"""What torch says where there is none."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -1,4 +1,4 @@
-"""Read sets of images: a folder of PNGs or of .npy arrays, or one .npy file."""
+"""Read sets of images: a folder of PNGs or of .npy arrays, or one file of either."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,7 +56,7 @@ def read_pair(first: Path, second: Path) -> tuple[ImageSet, ImageSet]:
 
 
 def read_images(place: Path) -> ImageSet:
-    """Read a folder of PNGs or of .npy arrays, or one .npy file.
+    """Read a folder of PNGs or of .npy arrays, or one file of either.
 
     Arrays are `[samples, channels, height, width]` or one image less the first axis: floats in
     [-1, 1], or bytes.
@@ -65,7 +65,7 @@ def read_images(place: Path) -> ImageSet:
         DitcError: naming the file at fault, what was expected and what was found.
     """
     files = [place] if place.is_file() else _files(place)
-    parts = [_png(path) if path.suffix == ".png" else _array(path) for path in files]
+    parts = [_png(path) if path.suffix.lower() == ".png" else _array(path) for path in files]
     for path, part in zip(files, parts, strict=True):
         if part.shape[1:] != parts[0].shape[1:]:
             raise DitcError(
@@ -77,7 +77,7 @@ def read_images(place: Path) -> ImageSet:
 
 def _files(folder: Path) -> list[Path]:
     if not folder.is_dir():
-        raise DitcError(f"{folder}: no folder of images and no .npy file is there")
+        raise DitcError(f"{folder}: no folder of images, no .png and no .npy file is there")
     found = {end: sorted(folder.glob(f"*{end}")) for end in (".png", ".npy")}
     if bool(found[".png"]) == bool(found[".npy"]):
         what = "both" if found[".png"] else "neither"

@@ -9,8 +9,9 @@ from pathlib import Path
 import torch
 
 from ditc.passes import Recording, record
-from ditc.runtime.errors import DitcError
+from ditc.runtime.errors import DitcError, first_line
 
+from .calling import calling
 from .glyphs import IMAGE_SIZE, NULL_CLASS, demo_scheduler, load_demo_model
 from .samples import with_samples
 
@@ -161,14 +162,9 @@ def _from_pipeline(
             f"hub id that can be loaded: {_why(model, error)}"
         ) from error
     pipe.set_progress_bar_config(disable=True)
-    try:
+    with calling(model, type(pipe).__name__):
         more = call if samples is None else with_samples(pipe, call, samples)
         return record(pipe, call={"num_inference_steps": steps, **more}, weights=weights)
-    except (TypeError, ValueError) as error:
-        raise DitcError(
-            f"model {model}: {type(pipe).__name__} refuses its arguments ({error}): give them with "
-            "--call"
-        ) from error
 
 
 def _why(model: str, error: BaseException) -> str:
@@ -178,5 +174,4 @@ def _why(model: str, error: BaseException) -> str:
         if deeper is None:
             break
         error = deeper
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+    return first_line(error)

@@ -10,6 +10,7 @@ from ditc.passes import Recording, record
 from ditc.runtime.errors import DitcError
 
 from .arrays import read_array
+from .calling import calling
 from .open_sora_loading import load_open_sora
 from .open_sora_pipeline import OpenSoraPipeline
 
@@ -34,13 +35,8 @@ def open_sora_recording(folder: Path, steps: int, call: Mapping[str, object]) ->
         vae = AutoencoderKL.from_pretrained(folder / "vae")
     pipe = OpenSoraPipeline(load_open_sora(folder), vae=vae)
     given = {name: _value(name, value) for name, value in call.items()}
-    try:
+    with calling(folder, "Open-Sora's pipeline"):
         return record(pipe, call={"num_inference_steps": steps, **given})
-    except (TypeError, ValueError) as error:
-        raise DitcError(
-            f"model {folder}: Open-Sora's pipeline refuses its arguments ({error}): give them with "
-            "--call"
-        ) from error
 
 
 def _value(name: str, value: object) -> object:

@@ -250,8 +250,10 @@ def _psnr(first: npt.NDArray[np.float32], second: npt.NDArray[np.float32]) -> fl
 def _json(path: Path, where: str) -> object:
     try:
         value: object = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise DitcError(f"{where}: can't be read: {error}") from error
+    except OSError as error:
+        raise DitcError(f"{where}: can't be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise DitcError(f"{where}: is no UTF-8 text: {error.reason}") from error
     except (ValueError, RecursionError) as error:
         raise DitcError(f"{where}: is no JSON: {error}") from error
     return value

@@ -17,7 +17,7 @@ from .report_data import Facts
 from .report_extras import Demo, Latency
 from .report_images import comparison_html
 from .report_lanes import heat_map, lanes, latency_lane, least_squares, legend, work_lane
-from .report_pareto import pareto_chart
+from .report_pareto import pareto_chart, which
 from .report_plan import Absent
 from .report_points import Point
 from .report_script import embedded, script_data
@@ -202,11 +202,15 @@ def _pareto_section(facts: Facts, points: Sequence[Point] | None) -> str:
         return ""
     threshold = facts.searched.threshold if facts.searched else None
     words = "Each dot is a plan; the line joins those that no other one beats in both."
-    ring = " The ring is this plan." if any(p.threshold == threshold for p in points) else ""
+    here = which(points, threshold, None if facts.costs is None else facts.costs.model_left)
+    merged = any(label == "steps merged" for label, _ in facts.notes)
+    whose = "the plan before its steps were merged" if merged else "this plan"
     if predicted:
         words += " Costs are predicted; losses are those of final latents, at the same seed."
-    chart = pareto_chart(points, threshold)
-    head = _head("Cost against loss", words + (ring if threshold is not None else ""))
+    if here is not None:
+        words += f" The ring is {whose}."
+    chart = pareto_chart(points, here, whose)
+    head = _head("Cost against loss", words)
     return f'<section id="pareto">{head}<div class="scroll">{chart}</div></section>'
 
 

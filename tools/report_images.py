@@ -65,7 +65,7 @@ def _spread(demo: Demo) -> str:
     middle = decibels(statistics.median(demo.psnr_db))
     return (
         f"Each pair: uncompressed, compressed. PSNR: median {middle}, lowest "
-        f"{decibels(demo.psnr_db[worst])} (image {escape(demo.names[worst])}).{left_out}"
+        f"{decibels(demo.psnr_db[worst])}, image “{escape(demo.names[worst])}”.{left_out}"
     )
 
 

@@ -7,7 +7,7 @@ from .report_points import Point
 from .report_ticks import round_ticks
 from .report_words import milliseconds
 
-__all__ = ["frontier", "pareto_chart"]
+__all__ = ["frontier", "pareto_chart", "which"]
 
 WIDTH, HEIGHT = 620, 300
 LEFT, RIGHT, TOP, BOTTOM = 64, 24, 34, 46
@@ -17,6 +17,8 @@ LETTER, LINE = 7, 15
 """Width and height of a letter, generously."""
 DOT = 7
 """Half the side of the square that a dot keeps free of labels."""
+SAME = 0.0005
+"""How far, as a share of multiply-adds, a point may lie from the plan that it is: lists round."""
 
 Box = tuple[float, float, float, float]
 
@@ -30,12 +32,33 @@ def frontier(points: Sequence[Point]) -> list[Point]:
     return best
 
 
-def pareto_chart(points: Sequence[Point], threshold: float | None) -> str:
-    """Return the points, the frontier through them, and a ring around the plan at hand.
+def which(points: Sequence[Point], threshold: float | None, left: float | None) -> int | None:
+    """Return which point is the plan at hand, None where none is or several may be.
+
+    Args:
+        points: all in the same unit.
+        threshold: δ of the plan, None if it has none.
+        left: share of the model's multiply-adds that it leaves, None if that isn't known.
+    """
+    if threshold is None:
+        return None
+    alike = [number for number, point in enumerate(points) if point.threshold == threshold]
+    if len(alike) > 1 and left is not None:
+        alike = [
+            number
+            for number in alike
+            if not points[number].measured and abs(points[number].cost - left) <= SAME
+        ]
+    return alike[0] if len(alike) == 1 else None
+
+
+def pareto_chart(points: Sequence[Point], here: int | None, whose: str = "this plan") -> str:
+    """Return the points, the frontier through them, and a ring around one.
 
     Args:
         points: at least one; all in the same unit.
-        threshold: δ of the plan at hand, None if it has none.
+        here: which one has the ring, None for none.
+        whose: what the ringed point is called.
     """
     measured = points[0].measured
     xs, ys = round_ticks([p.cost for p in points]), round_ticks([p.loss for p in points])
@@ -60,9 +83,10 @@ def pareto_chart(points: Sequence[Point], threshold: float | None) -> str:
     line = "L".join("{} {}".format(*place(p.cost, p.loss)) for p in best)
     shapes.append(f'<path class="front" d="M{line}"/>')
     places = [place(p.cost, p.loss) for p in points]
-    shapes += [_dot(p, at, p in best, threshold) for p, at in zip(points, places, strict=True)]
-    told = [n for n, p in enumerate(points) if p.label and (p in best or _is_here(p, threshold))]
-    told.sort(key=lambda n: not _is_here(points[n], threshold))
+    for number, (point, at) in enumerate(zip(points, places, strict=True)):
+        shapes.append(_dot(point, at, point in best, whose if number == here else None))
+    told = [n for n, p in enumerate(points) if p.label and (p in best or n == here)]
+    told.sort(key=lambda n: n != here)
     shapes += _labels([(points[n].label, places[n]) for n in told], places)
     axis = "latency of a generation, ms" if measured else "multiply-adds left"
     middle = (LEFT + WIDTH - RIGHT) / 2
@@ -77,26 +101,21 @@ def pareto_chart(points: Sequence[Point], threshold: float | None) -> str:
     )
 
 
-def _dot(point: Point, at: tuple[float, float], best: bool, threshold: float | None) -> str:
+def _dot(point: Point, at: tuple[float, float], best: bool, ringed: str | None) -> str:
     x, y = at
     cost = milliseconds(point.cost) if point.measured else f"{point.cost:.1%} of multiply-adds"
-    here = _is_here(point, threshold)
     words = [point.label, cost, f"loss {point.loss:.4g}"]
     if point.threshold is not None:
         words.append(f"δ {point.threshold:g}")
-    words += ["this plan"] if here else []
+    words += [] if ringed is None else [ringed]
     words += [] if best else ["beaten by a cheaper plan with no more loss"]
     tip = escape("\n".join(word for word in dict.fromkeys(words) if word))
-    ring = f'<circle class="here" cx="{x}" cy="{y}" r="10"/>' if here else ""
+    ring = f'<circle class="here" cx="{x}" cy="{y}" r="10"/>' if ringed is not None else ""
     kind = "dot" if best else "dot beaten"
     return (
         f'{ring}<circle class="{kind}" cx="{x}" cy="{y}" r="5" tabindex="0" role="img" '
         f'aria-label="{tip}" data-tip="{tip}"/>'
     )
-
-
-def _is_here(point: Point, threshold: float | None) -> bool:
-    return threshold is not None and point.threshold == threshold
 
 
 def _labels(
