@@ -94,7 +94,7 @@ def test_compile_refuses(capsys: Capture, factory: Path) -> None:
     assert told("demo").startswith("plan is for tests.models.PlainDenoiser, the program is ")
     text = (factory / "plan.json").read_text()
     (factory / "plan.json").write_text(text.replace('"full"', '"wa-rs"'))
-    assert "wa-rs before any full step" in told("my_models:make")
+    assert "step 0, site attentions.0: is wa-rs, expected full" in told("my_models:make")
     (factory / "plan.json").write_text(text.replace('"version": 1', '"version": 2'))
     assert "version 2 is newer than 1: upgrade ditc" in told("my_models:make")
 

@@ -164,7 +164,8 @@ def test_a_plan_that_cannot_run(tmp_path: Path) -> None:
     assert told("attentions.0", "attentions.7") == (
         "unknown site attentions.7: the program has attentions.0"
     )
-    assert told('"full"', '"wa-rs"') == (
+    early = small_schedule().plan.replace(0, "attentions.0", "wa-rs")
+    assert refused(PlanError, tmp_path, lambda: schedule(program, early)) == (
         "step 0, site attentions.0: wa-rs before any full step, so there is no residual: step 0 "
         "is full"
     )
